@@ -1,0 +1,69 @@
+"""Step 3: gradient accumulation over a window of micro-steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_adamw.dtypes import widen
+
+
+def accumulate(
+    accumulators: Sequence[tf.Variable],
+    gradients: Sequence[tf.Tensor | None],
+    position: tf.Tensor,
+    *,
+    compiled: bool,
+) -> None:
+    """Adds one micro-step's gradients to the sums of the window.
+
+    ```none
+    a <- g        at position 0
+    a <- a + g    after it
+    ```
+
+    The window's first micro-step overwrites the sum, so that nobody has to
+    spend a pass over memory on zeroing it.
+
+    Args:
+      accumulators: float32 or float64 variables, `a`.
+      gradients: tensors of the same shapes, or None, which counts as zero.
+      position: integer scalar, the micro-step's position in the window.
+      compiled: whether XLA compiles the operations. It fuses a selection into
+        one pass; without it a conditional saves the temporary.
+    """
+    first = tf.equal(position, 0)
+    for accumulator, gradient in zip(accumulators, gradients, strict=True):
+        if gradient is None:
+            gradient = tf.zeros(accumulator.shape, accumulator.dtype)
+        gradient = widen(gradient)
+        if compiled:
+            total = accumulator + gradient
+            accumulator.assign(tf.where(first, gradient, total))
+        else:
+            _overwrite_or_add(accumulator, gradient, first)
+
+
+def _overwrite_or_add(
+    accumulator: tf.Variable, gradient: tf.Tensor, first: tf.Tensor
+) -> None:
+    def overwrite() -> tf.Tensor:
+        accumulator.assign(gradient)
+        return True
+
+    def add() -> tf.Tensor:
+        accumulator.assign_add(gradient)
+        return True
+
+    tf.cond(first, overwrite, add)
+
+
+def window_mean(
+    accumulators: Sequence[tf.Variable], steps: int
+) -> list[tf.Tensor]:
+    """Returns the mean gradients of a complete window of `steps`."""
+    return [
+        accumulator / tf.constant(steps, accumulator.dtype)
+        for accumulator in accumulators
+    ]

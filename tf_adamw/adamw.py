@@ -1,0 +1,251 @@
+"""AdamW: Adam with decoupled weight decay, as a `tf.Module`.
+
+The order of one step is in `step.py`; each stage has a file of its own, the
+update itself `update_rule.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adamw import arguments, config, loss_scale, summary
+from tf_adamw.compilation import Programs
+from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
+from tf_adamw.hyperparameters import Hyperparameters
+from tf_adamw.keys import raw_variable
+from tf_adamw.patterns import Exclusions
+from tf_adamw.step import ApplyResult, Step
+
+PLAIN_OPTIONS = (
+    "amsgrad",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+    "name",
+    "skip_nonfinite",
+    "jit_compile",
+)
+
+
+class AdamW(Step):
+    """Adam with decoupled weight decay.
+
+    One step, for each variable `w` with gradient `g`, at update `t = 1, 2 ...`:
+
+    ```none
+    m <- m + (1 - beta_1) * (g - m)
+    v <- v + (1 - beta_2) * (g^2 - v)
+    alpha = lr * sqrt(1 - beta_2^t) / (1 - beta_1^t)
+    w <- w - lr * wd * w - alpha * m / (sqrt(v) + epsilon)
+    ```
+
+    Moments and arithmetic are float32 for float32, bfloat16 and float16
+    variables and float64 for float64 variables.
+
+    Args:
+      learning_rate: `lr`: a number of at least 0, a scalar tensor or
+        `tf.Variable`, a callable without arguments, or a schedule: a callable
+        of the number of `apply` calls before this one.
+      weight_decay: `wd`, likewise.
+      beta_1: decay rate of the first moment, in [0, 1): a number, a scalar
+        tensor or `tf.Variable`, or a callable without arguments.
+      beta_2: decay rate of the second moment, likewise.
+      epsilon: positive constant for numerical stability, likewise; "epsilon
+        hat" of Kingma and Ba, in the formula just before their Section 2.1.
+      amsgrad: whether `v` is replaced by the largest `v` so far in the last
+        line.
+      clipnorm: if set, each gradient is scaled down to at most this norm.
+      clipvalue: if set, gradients are cut to `[-clipvalue, clipvalue]`.
+      global_clipnorm: if set, all gradients together are scaled down to at
+        most this norm.
+      use_ema: whether to keep an exponential moving average of the weights.
+      ema_momentum: `average <- ema_momentum * average + (1 - ema_momentum) * w`
+        after each update; the first one sets `average` to `w`.
+      ema_overwrite_frequency: every so many updates the weights become the
+        average; None for never. See also `finalize_variable_values`.
+      loss_scale_factor: a number that `scale_loss` multiplies by and that
+        `apply` divides the gradients by.
+      gradient_accumulation_steps: the number of `apply` calls (micro-steps)
+        in the window whose mean gradient makes one update.
+      name: of the module.
+      exclude_from_weight_decay: which variables are not decayed: a list of
+        regular expressions, searched in the keys and the variables' names,
+        and of variables; or a predicate on the key.
+      learning_rate_multipliers: a dict of regular expressions and factors on
+        the learning rate, decay included, numbers or scalar variables; the
+        first pattern that matches a variable counts.
+      skip_nonfinite: whether a step whose gradients are not all finite
+        changes nothing. With accumulation the window is dropped.
+      jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
+        Adam ops, "auto" takes the first where it is to be had.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    References:
+      Loshchilov and Hutter, 2019: https://arxiv.org/abs/1711.05101
+      Kingma and Ba, 2015: https://arxiv.org/abs/1412.6980
+      Reddi et al., 2018 (AMSGrad): https://openreview.net/pdf?id=ryQu7f-RZ
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: Any = 0.004,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-7,
+        amsgrad: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str = "adamw",
+        *,
+        exclude_from_weight_decay: Any = None,
+        learning_rate_multipliers: Mapping[str, Any] | None = None,
+        skip_nonfinite: bool = False,
+        jit_compile: bool | str = "auto",
+    ) -> None:
+        steps = arguments.optional_count(
+            "gradient_accumulation_steps", gradient_accumulation_steps
+        )
+        super().__init__(
+            name or "adamw",
+            Hyperparameters(
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                beta_1=beta_1,
+                beta_2=beta_2,
+                epsilon=epsilon,
+            ),
+            Exclusions(exclude_from_weight_decay),
+            arguments.multipliers(learning_rate_multipliers),
+            amsgrad=arguments.flag("amsgrad", amsgrad),
+            use_ema=arguments.flag("use_ema", use_ema),
+            accumulation_steps=steps,
+        )
+        bounds = arguments.clip_bounds(
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+        )
+        self.clipnorm = bounds["clipnorm"]
+        self.clipvalue = bounds["clipvalue"]
+        self.global_clipnorm = bounds["global_clipnorm"]
+        self.ema_momentum = arguments.number("ema_momentum", ema_momentum)
+        self.ema_overwrite_frequency = arguments.optional_count(
+            "ema_overwrite_frequency", ema_overwrite_frequency
+        )
+        self.loss_scale_factor = arguments.optional_number(
+            "loss_scale_factor", loss_scale_factor
+        )
+        self.skip_nonfinite = arguments.flag("skip_nonfinite", skip_nonfinite)
+        self.jit_compile = arguments.jit_mode(jit_compile)
+        self._programs = Programs(self._step)
+
+    @tf.autograph.experimental.do_not_convert
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, Any]]
+    ) -> ApplyResult:
+        """Does one step: `apply` for pairs of gradient and variable."""
+        pairs = list(grads_and_vars)
+        return self.apply([g for g, _ in pairs], [v for _, v in pairs])
+
+    @tf.autograph.experimental.do_not_convert
+    def minimize(
+        self,
+        loss: tf.Tensor | Callable[[], tf.Tensor],
+        var_list: Any,
+        tape: tf.GradientTape | None = None,
+    ) -> ApplyResult:
+        """Computes the gradients of a loss and does one step.
+
+        Args:
+          loss: a callable without arguments that returns the loss, or the loss
+            itself, recorded by `tape`. The loss scale is applied here.
+          var_list: the variables, or a callable that returns them.
+          tape: needed where `loss` is a tensor.
+
+        Returns:
+          An `ApplyResult`.
+
+        Raises:
+          ValueError: if `loss` is a tensor and there is no tape.
+        """
+        if callable(loss):
+            with tf.GradientTape() as tape:
+                loss = loss()
+        elif tape is None:
+            raise ValueError(
+                "minimize needs the tape that recorded the loss, or a "
+                "callable that computes the loss."
+            )
+        variables = list(var_list() if callable(var_list) else var_list)
+        raw = [raw_variable(variable) for variable in variables]
+        scale = self.scale_loss(tf.ones_like(loss))
+        grads = tape.gradient(loss, raw, output_gradients=scale)
+        return self.apply(grads, variables)
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns `loss * loss_scale_factor`; without a factor, `loss`."""
+        return loss_scale.scale(loss, self.loss_scale_factor)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, as JSON-able values.
+
+        Variables are represented by their values, and excluded variables by
+        patterns on their keys.
+
+        Raises:
+          ValueError: if a callable without `get_config` was given.
+        """
+        plain = {name: getattr(self, name) for name in PLAIN_OPTIONS}
+        return {
+            **config.hyperparameter_config(self.hyperparameters),
+            **plain,
+            "exclude_from_weight_decay": config.exclusion_config(
+                self._exclusions, self._registry
+            ),
+            "learning_rate_multipliers": config.multiplier_config(
+                self._multipliers
+            ),
+        }
+
+    @classmethod
+    def from_config(
+        cls,
+        configuration: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+    ) -> AdamW:
+        """Makes an optimizer from what `get_config` returned.
+
+        Args:
+          configuration: the dict.
+          custom_objects: classes of schedules by name, before those that are
+            imported from where they were defined.
+        """
+        return cls(
+            **{
+                name: config.restored(value, custom_objects)
+                if name in HYPERPARAMETERS
+                else value
+                for name, value in configuration.items()
+            }
+        )
+
+    def summary(self) -> str:
+        """Returns a table of what is done to each variable, for printing."""
+        return summary.table(self._registry.parameters, self.slots)

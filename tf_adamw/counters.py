@@ -1,0 +1,52 @@
+"""The counters: how many updates were applied, and where in the window."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+class Counters(tf.Module):
+    """Scalar int64 variables.
+
+    Attributes:
+      iterations: the number of updates applied.
+      window_position: the micro-step's position in the window, from 0;
+        without accumulation None.
+      averaged_updates: the number of updates in the average; without EMA
+        None. A checkpoint made without EMA lacks it, so that the average
+        starts from the weights whenever EMA is switched on.
+    """
+
+    def __init__(self, *, accumulates: bool, use_ema: bool) -> None:
+        super().__init__(name="counters")
+        self.iterations = _counter("iterations")
+        self.window_position = (
+            _counter("window_position") if accumulates else None
+        )
+        self.averaged_updates = (
+            _counter("averaged_updates") if use_ema else None
+        )
+
+    def calls(self, accumulation_steps: int) -> tf.Tensor:
+        """The number of `apply` calls that counted: what schedules read."""
+        if self.window_position is None:
+            return tf.convert_to_tensor(self.iterations)
+        return self.iterations * accumulation_steps + self.window_position
+
+    def count_micro_step(self, position: tf.Tensor, last: int) -> None:
+        """Moves on in the window, from `position`; from `last` to its start."""
+        # A comparison: 64-bit remainders are emulated on TPU.
+        start = tf.zeros_like(position)
+        following = tf.where(tf.equal(position, last), start, position + 1)
+        self.window_position.assign(following)
+
+    def count_update(self) -> None:
+        """Counts an update that was applied."""
+        self.iterations.assign_add(1)
+        if self.averaged_updates is not None:
+            self.averaged_updates.assign_add(1)
+
+
+def _counter(name: str) -> tf.Variable:
+    with tf.init_scope():
+        return tf.Variable(0, trainable=False, dtype=tf.int64, name=name)

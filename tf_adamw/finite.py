@@ -1,0 +1,17 @@
+"""Step 5: whether all gradients are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def all_finite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns a bool scalar: whether no element is infinite or NaN.
+
+    Args:
+      gradients: tensors of any shape and floating dtype.
+    """
+    verdicts = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
+    return tf.reduce_all(tf.stack(verdicts))

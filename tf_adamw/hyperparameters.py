@@ -1,0 +1,195 @@
+"""The hyperparameters that can change, and where their values come from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_adamw import arguments
+from tf_adamw.dtypes import scalar
+
+NAMES = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
+
+# These can be schedules; given as numbers they are kept in variables of the
+# optimizer's own, so that they can be assigned.
+ASSIGNABLE = ("learning_rate", "weight_decay")
+
+
+class Hyperparameters(tf.Module):
+    """Holds each hyperparameter as it was given.
+
+    A number is checked; that of `learning_rate` or `weight_decay` becomes a
+    float32 variable, any other stays an exact Python float. A `tf.Variable` or
+    a symbolic tensor is read at each step. A callable without arguments is
+    called at each `apply`, outside of the compiled program, and a schedule
+    inside of it.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(name="hyperparameters")
+        self._schedules = frozenset(
+            name for name in ASSIGNABLE if _takes(given[name], 1)
+        )
+        for name in NAMES:
+            setattr(self, name, self._held(name, given[name]))
+
+    def _held(self, name: str, value: Any) -> Any:
+        if isinstance(value, tf.Variable):
+            _checked_scalar(name, value)
+            if tf.executing_eagerly():
+                arguments.number(name, value)
+            return value
+        if name in self._schedules or _takes(value, 0):
+            return value
+        if callable(value):
+            accepted = "no argument" + (
+                " or the step" if name in ASSIGNABLE else ""
+            )
+            raise ValueError(
+                f"{name} must be a number, a scalar tensor or variable, or a "
+                f"callable of {accepted}, got {value!r}."
+            )
+        if tf.is_tensor(value) and not hasattr(value, "numpy"):
+            return _checked_scalar(name, value)
+        number = arguments.number(name, value)
+        if name not in ASSIGNABLE:
+            return number
+        setattr(self, f"_given_{name}", number)
+        return _scalar_variable(name, number, tf.float32)
+
+    def keep_float64(self) -> None:
+        """Adds float64 copies of the learning rate and the weight decay.
+
+        float64 variables need more digits than a float32 variable holds. A
+        copy counts for as long as it rounds to the float32 value: whoever
+        assigns the latter alone gets what they assigned.
+        """
+        for name in ASSIGNABLE:
+            copy = f"{name}_float64"
+            number = getattr(self, f"_given_{name}", None)
+            if number is not None and not hasattr(self, copy):
+                setattr(self, copy, _scalar_variable(copy, number, tf.float64))
+
+    def live_values(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
+        """Calls the callables without arguments.
+
+        Args:
+          dtype: of the values, float32 or float64.
+
+        Returns:
+          Scalars by name.
+        """
+        values = {}
+        for name in NAMES:
+            held = getattr(self, name)
+            if name in self._schedules or not callable(held):
+                continue
+            values[name] = scalar(_number_or_tensor(name, held()), dtype)
+        return values
+
+    def value(
+        self,
+        name: str,
+        dtype: tf.DType,
+        step: tf.Tensor,
+        live: Mapping[str, tf.Tensor],
+    ) -> float | tf.Tensor:
+        """Returns a value for the step at hand.
+
+        Args:
+          name: of the hyperparameter.
+          dtype: float32 or float64.
+          step: integer scalar that a schedule is called with.
+          live: what `live_values` returned for this step.
+
+        Returns:
+          A scalar of `dtype`; the exact Python float of a fixed number.
+        """
+        held = getattr(self, name)
+        if isinstance(held, float):
+            return held
+        if name in live:
+            return tf.cast(live[name], dtype)
+        if name in self._schedules:
+            return scalar(held(step), dtype)
+        exact = getattr(self, f"{name}_float64", None)
+        if dtype != tf.float64 or exact is None:
+            return tf.cast(held, dtype)
+        unchanged = tf.equal(tf.cast(exact, tf.float32), held)
+        return tf.where(unchanged, exact, tf.cast(held, dtype))
+
+    def current(self, name: str, step: tf.Tensor) -> tf.Variable | tf.Tensor:
+        """Returns the variable that holds the value, or else the value."""
+        held = getattr(self, name)
+        if name in self._schedules:
+            return tf.convert_to_tensor(held(step))
+        if callable(held) and not isinstance(held, tf.Variable):
+            return tf.convert_to_tensor(_number_or_tensor(name, held()))
+        return held
+
+    def plain(self, name: str) -> Any:
+        """Returns the value as a Python float, or the callable that makes it.
+
+        A number that was given is returned to its last digit for as long as
+        it rounds to the value that the variable holds.
+        """
+        held = getattr(self, name)
+        if not isinstance(held, (tf.Variable, tf.Tensor)):
+            return held
+        given = getattr(self, f"_given_{name}", None)
+        unchanged = given is not None and np.float32(given) == float(held)
+        return given if unchanged else float(held)
+
+    def assign(self, name: str, value: Any) -> None:
+        """Gives `learning_rate` or `weight_decay` a new value.
+
+        Raises:
+          TypeError: if it is not held in a variable.
+          ValueError: if the value is out of range.
+        """
+        held = getattr(self, name)
+        if not isinstance(held, tf.Variable):
+            raise TypeError(
+                f"{name} is a {type(held).__name__} and cannot be assigned; "
+                "give AdamW a number or a tf.Variable to change it later."
+            )
+        if not tf.is_tensor(value) or hasattr(value, "numpy"):
+            value = arguments.number(name, value)
+        held.assign(scalar(value, held.dtype))
+        if isinstance(value, float):
+            setattr(self, f"_given_{name}", value)
+        exact = getattr(self, f"{name}_float64", None)
+        if exact is not None:
+            exact.assign(scalar(value, exact.dtype))
+
+
+def _scalar_variable(name: str, value: float, dtype: tf.DType) -> tf.Variable:
+    with tf.init_scope():
+        return tf.Variable(value, trainable=False, dtype=dtype, name=name)
+
+
+def _number_or_tensor(name: str, value: Any) -> Any:
+    return value if tf.is_tensor(value) else arguments.number(name, value)
+
+
+def _takes(value: Any, count: int) -> bool:
+    """Whether `value` can be called with `count` positional arguments."""
+    if not callable(value) or isinstance(value, tf.Variable):
+        return False
+    try:
+        inspect.signature(value).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _checked_scalar(name: str, value: Any) -> Any:
+    if value.shape.rank not in (0, None) or not value.dtype.is_floating:
+        raise ValueError(
+            f"{name} must be a floating-point scalar, got {value!r}."
+        )
+    return value

@@ -1,0 +1,115 @@
+"""The keys of variables. The grammar is frozen: checkpoints depend on it."""
+
+from __future__ import annotations
+
+import collections
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+
+def raw_variable(variable: Any) -> tf.Variable:
+    """Returns the `tf.Variable` itself, or the one inside a Keras 3 variable.
+
+    Raises:
+      TypeError: if there is none.
+    """
+    if isinstance(variable, tf.Variable):
+        return variable
+    inner = getattr(variable, "value", None)
+    if isinstance(inner, tf.Variable):
+        return inner
+    raise TypeError(
+        f"Expected a tf.Variable or a Keras variable, got {variable!r}."
+    )
+
+
+def own_name(variable: Any) -> str:
+    """The name that a variable has by itself.
+
+    The `path` of a Keras variable ("dense/kernel"), the name of any other
+    without its output number ("mlp/linear_0/w").
+    """
+    path = getattr(variable, "path", None)
+    if isinstance(path, str):
+        return path
+    return raw_variable(variable).name.rsplit(":", 1)[0]
+
+
+def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
+    """Gives every variable its key, before repeats are told apart.
+
+    A dict's keys; otherwise the object path of each variable in an object
+    with `trainable_variables`, names joined by "/" ("layers/0/w"): the
+    shortest, and of several the first in alphabetical order; otherwise
+    `own_name`.
+
+    Args:
+      variables: a dict, an object with `trainable_variables`, or an iterable.
+
+    Returns:
+      Pairs of key and variable, in the order given.
+    """
+    if isinstance(variables, Mapping):
+        return [(_dict_key(key), value) for key, value in variables.items()]
+    if not hasattr(variables, "trainable_variables"):
+        return [(own_name(v), v) for v in variables]
+    paths = object_paths(variables)
+    return [
+        (paths.get(id(v), own_name(v)), v)
+        for v in variables.trainable_variables
+    ]
+
+
+def object_paths(root: Any) -> dict[int, str]:
+    """Returns the shortest object path of every object below `root`.
+
+    Args:
+      root: a trackable object, such as a `tf.Module` or a model.
+
+    Returns:
+      A dict from the object's `id` to the path.
+    """
+    view = tf.train.TrackableView(root)
+    queue = collections.deque([((), root)])
+    paths = {id(root): ""}
+    while queue:
+        path, parent = queue.popleft()
+        for name, child in sorted(view.children(parent).items()):
+            if id(child) not in paths:
+                paths[id(child)] = "/".join((*path, name))
+                queue.append(((*path, name), child))
+    return paths
+
+
+def _dict_key(key: Any) -> str:
+    if not isinstance(key, str) or not key:
+        raise ValueError(
+            f"build takes a dict with non-empty string keys, got {key!r}."
+        )
+    return key
+
+
+def without_repeats(keys: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """Gives each key in use the suffix `_1`, `_2` and so on, in order."""
+    taken = set(taken)
+    unique, numbered = [], []
+    for key in keys:
+        candidate, number = key, 0
+        while candidate in taken:
+            number += 1
+            candidate = f"{key}_{number}"
+        if number:
+            numbered.append(candidate)
+        taken.add(candidate)
+        unique.append(candidate)
+    if numbered:
+        warnings.warn(
+            "Several variables have the same name; their state is kept under "
+            f"the numbered keys {', '.join(numbered)}. Pass build() a dict or "
+            "the model itself for keys that do not depend on the order.",
+            stacklevel=5,
+        )
+    return unique

@@ -1,0 +1,101 @@
+"""Step 1: which gradient belongs to which variable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adamw.keys import own_name, raw_variable
+from tf_adamw.registry import Registry
+
+
+def pair(
+    gradients: Sequence[Any], variables: Sequence[Any], registry: Registry
+) -> dict[int, tf.Tensor]:
+    """Checks the gradients and makes them dense.
+
+    Args:
+      gradients: for each variable a tensor of its shape and dtype, an
+        `IndexedSlices`, or None.
+      variables: the variables, in the order of the gradients.
+      registry: knows the keys, for the messages.
+
+    Returns:
+      The gradients that are not None, by their place in `variables`.
+
+    Raises:
+      ValueError: if the numbers of gradients and variables differ, a variable
+        occurs twice, every gradient is None, or a shape does not match.
+      TypeError: if a dtype does not match.
+    """
+    if len(gradients) != len(variables):
+        raise ValueError(
+            f"Got {len(gradients)} gradients for {len(variables)} variables."
+        )
+    seen = set()
+    paired = {}
+    for place, (gradient, variable) in enumerate(
+        zip(gradients, variables, strict=True)
+    ):
+        raw = raw_variable(variable)
+        known = registry.find(variable)
+        key = known.key if known else own_name(variable)
+        if raw.ref() in seen:
+            raise ValueError(f"Variable {key!r} occurs more than once.")
+        seen.add(raw.ref())
+        if gradient is not None:
+            paired[place] = _checked(gradient, raw, key)
+    if not paired:
+        raise ValueError(
+            "No gradient for any variable: "
+            f"{'every gradient is None' if gradients else 'nothing was passed'}"
+            ". Does the loss depend on the variables, inside the tape?"
+        )
+    return paired
+
+
+def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
+    if isinstance(gradient, tf.IndexedSlices):
+        dtype, shape = gradient.dtype, _sparse_shape(gradient, variable)
+    else:
+        if not tf.is_tensor(gradient):
+            gradient = _converted(gradient, variable)
+        dtype, shape = gradient.dtype, gradient.shape
+    if dtype != variable.dtype:
+        raise TypeError(
+            f"The gradient of {key!r} is {dtype.name}; the variable is "
+            f"{variable.dtype.name}."
+        )
+    if not shape.is_compatible_with(variable.shape):
+        raise ValueError(
+            f"The gradient of {key!r} has shape {shape}; the variable has "
+            f"{variable.shape}."
+        )
+    if isinstance(gradient, tf.IndexedSlices):
+        return dense(gradient, variable)
+    if not shape.is_fully_defined():
+        gradient = tf.ensure_shape(gradient, variable.shape)
+    return gradient
+
+
+def dense(slices: tf.IndexedSlices, variable: tf.Variable) -> tf.Tensor:
+    """Returns the dense gradient: rows with the same index are summed."""
+    rows = tf.math.unsorted_segment_sum(
+        slices.values, slices.indices, variable.shape[0]
+    )
+    return tf.ensure_shape(rows, variable.shape)
+
+
+def _sparse_shape(
+    slices: tf.IndexedSlices, variable: tf.Variable
+) -> tf.TensorShape:
+    rows = variable.shape[:1]
+    return rows.concatenate(slices.values.shape[1:])
+
+
+def _converted(gradient: Any, variable: tf.Variable) -> tf.Tensor:
+    # NumPy arrays keep their dtype, Python lists take the variable's.
+    dtype = None if hasattr(gradient, "dtype") else variable.dtype
+    return tf.convert_to_tensor(gradient, dtype)

@@ -1,0 +1,117 @@
+"""The variables that an optimizer updates, and how each is treated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adamw.dtypes import arithmetic_dtype
+from tf_adamw.keys import (
+    keyed_variables,
+    own_name,
+    raw_variable,
+    without_repeats,
+)
+
+UPDATED_DTYPES = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
+
+
+@dataclasses.dataclass
+class Parameter:
+    """One variable that the optimizer updates.
+
+    Attributes:
+      key: names its state, in checkpoints too.
+      variable: the `tf.Variable`.
+      name: the name that the variable has by itself; patterns match it too.
+      decayed: whether the weight decay applies.
+      multiplier: factor on the learning rate: a number or a scalar variable.
+    """
+
+    key: str
+    variable: tf.Variable
+    name: str
+    decayed: bool = True
+    multiplier: float | tf.Variable = 1.0
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The dtype of the moments and the arithmetic."""
+        return arithmetic_dtype(self.variable.dtype)
+
+
+class Registry:
+    """The parameters, in the order in which they were built.
+
+    A plain object: a `tf.Module` that tracked the variables would save them
+    a second time, under the optimizer.
+    """
+
+    def __init__(self) -> None:
+        self._by_ref: dict[Any, Parameter] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_ref)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters."""
+        return list(self._by_ref.values())
+
+    def find(self, variable: Any) -> Parameter | None:
+        """Returns the parameter of a variable, or None if it has none."""
+        return self._by_ref.get(raw_variable(variable).ref())
+
+    def get(self, variable: Any) -> Parameter:
+        """Returns the parameter of a variable.
+
+        Raises:
+          ValueError: if the optimizer was not built with it.
+        """
+        parameter = self.find(variable)
+        if parameter is None:
+            raise ValueError(
+                f"The optimizer has no state for {own_name(variable)!r}: pass "
+                f"it to build(). It has state for: {self.listed()}."
+            )
+        return parameter
+
+    def listed(self) -> str:
+        """The keys, as an error message lists them."""
+        keys = [parameter.key for parameter in self.parameters]
+        shown = ", ".join(keys[:20]) or "no variable"
+        return shown + (f" and {len(keys) - 20} more" if keys[20:] else "")
+
+    def candidates(self, variables: Any) -> list[Parameter]:
+        """Makes the parameters of those `variables` that have none yet.
+
+        Raises:
+          TypeError: if a variable is neither a floating-point `tf.Variable`
+            nor a Keras variable of such a dtype.
+        """
+        keys, new = [], {}
+        for key, variable in keyed_variables(variables):
+            raw = raw_variable(variable)
+            if raw.ref() in self._by_ref or raw.ref() in new:
+                continue
+            if raw.dtype not in UPDATED_DTYPES:
+                accepted = ", ".join(dtype.name for dtype in UPDATED_DTYPES)
+                raise TypeError(
+                    f"Variable {key!r} is {raw.dtype.name}; AdamW updates "
+                    f"variables of {accepted}."
+                )
+            keys.append(key)
+            new[raw.ref()] = raw, own_name(variable)
+        keys = without_repeats(keys, [p.key for p in self.parameters])
+        return [
+            Parameter(key, raw, name)
+            for key, (raw, name) in zip(keys, new.values(), strict=True)
+        ]
+
+    def add(self, parameters: Iterable[Parameter]) -> None:
+        """Adds parameters made by `candidates`."""
+        for parameter in parameters:
+            self._by_ref[parameter.variable.ref()] = parameter

@@ -1,0 +1,63 @@
+"""A table of what the optimizer does to each variable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from tf_adamw.registry import Parameter
+
+HEADER = ("key", "shape", "dtype", "decayed", "rate", "slots", "bytes")
+
+
+def table(
+    parameters: Sequence[Parameter],
+    slots: Mapping[str, Mapping[str, tf.Variable]],
+) -> str:
+    """Returns a row per variable and a last one with the totals."""
+    rows = [HEADER]
+    total = 0
+    for parameter in parameters:
+        held = slots[parameter.key]
+        size = sum(_bytes(variable) for variable in held.values())
+        total += size
+        shape = "x".join(map(str, parameter.variable.shape)) or "scalar"
+        rows.append(
+            (
+                parameter.key,
+                shape,
+                parameter.variable.dtype.name,
+                "yes" if parameter.decayed else "no",
+                _rate(parameter.multiplier),
+                ", ".join(held),
+                f"{size:,}",
+            )
+        )
+    decayed = sum(parameter.decayed for parameter in parameters)
+    rows.append(
+        (
+            f"{len(parameters)} variables",
+            "",
+            "",
+            f"{decayed} of {len(parameters)}",
+            "",
+            "",
+            f"{total:,}",
+        )
+    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _bytes(variable: tf.Variable) -> int:
+    return variable.shape.num_elements() * variable.dtype.size
+
+
+def _rate(multiplier: float | tf.Variable) -> str:
+    return f"{float(multiplier):g}"

@@ -1,0 +1,92 @@
+"""Step 8: the AdamW formula, as a pure function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_adamw.dtypes import scalar
+from tf_adamw.scalars import Scalars
+
+
+class Updated(NamedTuple):
+    """What one update computes, all in the arithmetic's dtype."""
+
+    weights: tf.Tensor
+    momentum: tf.Tensor
+    velocity: tf.Tensor
+    velocity_max: tf.Tensor | None
+
+
+def update(
+    weights: tf.Tensor,
+    momentum: tf.Tensor,
+    velocity: tf.Tensor,
+    velocity_max: tf.Tensor | None,
+    gradient: tf.Tensor,
+    scalars: Scalars,
+    *,
+    decayed: bool = True,
+    multiplier: tf.Tensor | float = 1.0,
+) -> Updated:
+    """Computes one AdamW update of one variable.
+
+    ```none
+    m     <- m + (1 - beta_1) * (g - m)
+    v     <- v + (1 - beta_2) * (g^2 - v)
+    v_max <- max(v_max, v)                                   (AMSGrad)
+    alpha  = lr * sqrt(1 - beta_2^t) / (1 - beta_1^t)
+    w     <- w - multiplier * (lr * wd * w + alpha * m / (sqrt(v) + epsilon))
+    ```
+
+    with `v_max` in place of `v` in the last line under AMSGrad, and without
+    the decay term `lr * wd * w` where `decayed` is false. The decay and the
+    update are summed before they are subtracted: `w` is rounded once a step.
+
+    Args:
+      weights: the variable's value `w`, any shape and floating dtype.
+      momentum: `m`, same shape, float32 or float64.
+      velocity: `v`, same shape and dtype as `momentum`.
+      velocity_max: `v_max`, or None without AMSGrad.
+      gradient: `g`, same shape as `weights`, any floating dtype.
+      scalars: the step's scalars in the dtype of `momentum`.
+      decayed: whether the weight decay applies.
+      multiplier: factor on the learning rate, decay included.
+
+    Returns:
+      The new weights and slots in the dtype of `momentum`.
+
+    References:
+      Kingma and Ba, 2015: https://arxiv.org/abs/1412.6980 (epsilon is the
+      "epsilon hat" of the formula just before Section 2.1).
+      Loshchilov and Hutter, 2019: https://arxiv.org/abs/1711.05101
+      Reddi et al., 2018: https://openreview.net/pdf?id=ryQu7f-RZ
+    """
+    weights = tf.cast(weights, momentum.dtype)
+    gradient = tf.cast(gradient, momentum.dtype)
+    momentum = momentum + scalars.one_minus_beta_1 * (gradient - momentum)
+    velocity = velocity + scalars.one_minus_beta_2 * (
+        gradient * gradient - velocity
+    )
+    bound = velocity
+    if velocity_max is not None:
+        velocity_max = bound = tf.maximum(velocity_max, velocity)
+    step = scalars.alpha * momentum / (tf.sqrt(bound) + scalars.epsilon)
+    if decayed:
+        step = step + scalars.decay * weights
+    if tf.is_tensor(multiplier) or multiplier != 1.0:
+        step = scalar(multiplier, step.dtype) * step
+    return Updated(weights - step, momentum, velocity, velocity_max)
+
+
+def assign(
+    variable: tf.Variable, slots: Mapping[str, tf.Variable], new: Updated
+) -> None:
+    """Assigns what `update` computed, the weights in the variable's dtype."""
+    variable.assign(tf.cast(new.weights, variable.dtype))
+    slots["momentum"].assign(new.momentum)
+    slots["velocity"].assign(new.velocity)
+    if new.velocity_max is not None:
+        slots["velocity_max"].assign(new.velocity_max)
