@@ -85,7 +85,9 @@ class AdamW(Step):
       skip_nonfinite: whether a step whose gradients are not all finite
         changes nothing. With accumulation the window is dropped.
       jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
-        Adam ops, "auto" takes the first where it is to be had.
+        Adam ops, "auto" takes the first where it is to be had. Of the fused
+        ops, TensorFlow has the one for `amsgrad` outside of XLA only: in a
+        function that is compiled anyway, leave "auto".
 
     Raises:
       ValueError: if an argument is out of range.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_adamw.placement import on_device
+
 
 class Counters(tf.Module):
     """Scalar int64 variables.
@@ -26,6 +28,13 @@ class Counters(tf.Module):
         self.averaged_updates = (
             _counter("averaged_updates") if use_ema else None
         )
+
+    def place(self, device: str) -> None:
+        """Moves the counters to the device of the weights."""
+        for name in ("iterations", "window_position", "averaged_updates"):
+            counter = getattr(self, name)
+            if counter is not None:
+                setattr(self, name, on_device(counter, device))
 
     def calls(self, accumulation_steps: int) -> tf.Tensor:
         """The number of `apply` calls that counted: what schedules read."""

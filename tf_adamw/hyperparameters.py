@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_adamw import arguments
 from tf_adamw.dtypes import scalar
+from tf_adamw.placement import on_device
 
 NAMES = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
 
@@ -61,7 +62,13 @@ class Hyperparameters(tf.Module):
         setattr(self, f"_given_{name}", number)
         return _scalar_variable(name, number, tf.float32)
 
-    def keep_float64(self) -> None:
+    def place(self, device: str) -> None:
+        """Moves the variables of the optimizer's own to a device."""
+        for name in ASSIGNABLE:
+            if hasattr(self, f"_given_{name}"):
+                setattr(self, name, on_device(getattr(self, name), device))
+
+    def keep_float64(self, device: str) -> None:
         """Adds float64 copies of the learning rate and the weight decay.
 
         float64 variables need more digits than a float32 variable holds. A
@@ -72,7 +79,9 @@ class Hyperparameters(tf.Module):
             copy = f"{name}_float64"
             number = getattr(self, f"_given_{name}", None)
             if number is not None and not hasattr(self, copy):
-                setattr(self, copy, _scalar_variable(copy, number, tf.float64))
+                with tf.device(device):
+                    exact = _scalar_variable(copy, number, tf.float64)
+                setattr(self, copy, exact)
 
     def live_values(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
         """Calls the callables without arguments.

@@ -95,8 +95,8 @@ class OptimizerState(tf.Module):
     def build(self, variables: Any) -> None:
         """Creates the state of the variables that have none yet.
 
-        State that exists is kept. Each slot is placed on its variable's
-        device.
+        State that exists is kept. Slots are placed on their variables' devices,
+        and the scalars where the variables are.
 
         Args:
           variables: an iterable of variables, a dict of keys and variables,
@@ -115,8 +115,12 @@ class OptimizerState(tf.Module):
         if not new:
             return
         self._treat([*self._registry.parameters, *new], self._exclusions)
+        devices = {parameter.variable.device for parameter in new}
+        if not len(self._registry) and len(devices) == 1:
+            self.counters.place(*devices)
+            self.hyperparameters.place(*devices)
         if any(parameter.dtype == tf.float64 for parameter in new):
-            self.hyperparameters.keep_float64()
+            self.hyperparameters.keep_float64(new[0].variable.device)
         for parameter in new:
             self.slots[parameter.key] = create_slots(
                 parameter, self._slot_names
