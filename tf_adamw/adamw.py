@@ -74,7 +74,9 @@ class AdamW(Step):
       loss_scale_factor: a number that `scale_loss` multiplies by and that
         `apply` divides the gradients by.
       gradient_accumulation_steps: the number of `apply` calls (micro-steps)
-        in the window whose mean gradient makes one update.
+        in the window whose mean gradient makes one update. A variable that
+        has no gradient in the last of them takes part if the sum of its
+        gradients in the window is not zero.
       name: of the module.
       exclude_from_weight_decay: which variables are not decayed: a list of
         regular expressions, searched in the keys and the variables' names,

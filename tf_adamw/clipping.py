@@ -69,5 +69,6 @@ def _global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def _factor(norm: tf.Tensor, bound: float) -> tf.Tensor:
     # inf - inf and NaN - NaN are NaN: the factor carries them on.
-    factor = tf.minimum(1.0, tf.constant(bound, norm.dtype) / norm)
+    one = tf.ones([], norm.dtype)
+    factor = tf.minimum(one, tf.constant(bound, norm.dtype) / norm)
     return factor + (norm - norm)

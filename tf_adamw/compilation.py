@@ -57,11 +57,22 @@ class Programs:
                 autograph=False,
             )
             self._functions[signature] = function
-        return function(list(gradients), live)
+        device = parameters[0].variable.device
+        if mode != XLA or device == _default_device():
+            return function(list(gradients), live)
+        # A compiled function does not follow its variables by itself. Named
+        # only where it has to be, the device stays out of SavedModels.
+        with tf.device(device):
+            return function(list(gradients), live)
 
     def clear(self) -> None:
         """Forgets the programs, after what they were traced from changed."""
         self._functions.clear()
+
+
+def _default_device() -> str:
+    with tf.init_scope():
+        return tf.zeros([]).device
 
 
 def choose_mode(jit_compile: bool | str, devices: Iterable[str]) -> str:

@@ -26,25 +26,30 @@ def raw_variable(variable: Any) -> tf.Variable:
     )
 
 
+def has_path(variable: Any) -> bool:
+    """Whether it is a Keras 3 variable: they know their place in the model."""
+    return isinstance(getattr(variable, "path", None), str)
+
+
 def own_name(variable: Any) -> str:
     """The name that a variable has by itself.
 
     The `path` of a Keras variable ("dense/kernel"), the name of any other
     without its output number ("mlp/linear_0/w").
     """
-    path = getattr(variable, "path", None)
-    if isinstance(path, str):
-        return path
+    if has_path(variable):
+        return variable.path
     return raw_variable(variable).name.rsplit(":", 1)[0]
 
 
 def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
     """Gives every variable its key, before repeats are told apart.
 
-    A dict's keys; otherwise the object path of each variable in an object
-    with `trainable_variables`, names joined by "/" ("layers/0/w"): the
-    shortest, and of several the first in alphabetical order; otherwise
-    `own_name`.
+    A dict's keys; otherwise the `path` of a Keras 3 variable; otherwise the
+    object path of a variable in an object with `trainable_variables`, names
+    joined by "/" ("layers/0/w"): the shortest, and of several the first in
+    alphabetical order; otherwise `own_name`. (The objects of Keras 3 are no
+    help: their attributes are private, and lists of layers are not tracked.)
 
     Args:
       variables: a dict, an object with `trainable_variables`, or an iterable.
@@ -58,7 +63,7 @@ def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
         return [(own_name(v), v) for v in variables]
     paths = object_paths(variables)
     return [
-        (paths.get(id(v), own_name(v)), v)
+        (own_name(v) if has_path(v) else paths.get(id(v), own_name(v)), v)
         for v in variables.trainable_variables
     ]
 

@@ -95,14 +95,16 @@ class OptimizerState(tf.Module):
     def build(self, variables: Any) -> None:
         """Creates the state of the variables that have none yet.
 
-        State that exists is kept. Slots are placed on their variables' devices,
-        and the scalars where the variables are.
+        State that exists is kept. Slots are placed on their variables' devices.
+        Scalars move where the variables are, if they are elsewhere: read
+        `learning_rate` and `iterations` after it, to keep hold of them.
 
         Args:
           variables: an iterable of variables, a dict of keys and variables,
             or any object with `trainable_variables`. The dict's keys, the
-            variables' object paths below the object, or else their names are
-            the keys under which checkpoints hold the state.
+            `path` of Keras 3 variables, the object paths of others below the
+            object, or else their names are the keys under which checkpoints
+            hold the state.
 
         Raises:
           TypeError: if a variable is not float16, bfloat16, float32 or

@@ -1,0 +1,285 @@
+"""absl flags for every hyperparameter of `AdamW`.
+
+```python
+from tf_adamw import flags as adamw_flags
+
+adamw_flags.define_adamw_flags(learning_rate=3e-4)
+
+def main(argv):
+    optimizer = adamw_flags.adamw_from_flags(decay_steps=10_000)
+```
+"""
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from tf_adamw.adamw import AdamW
+
+# The flags belong to the module that calls `define_adamw_flags`: it is there
+# that `--help` should list them.
+flags.disclaim_key_flags()
+
+_CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+_JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
+
+
+class _Range(NamedTuple):
+    text: str
+    accepts: Callable[[float], bool]
+
+
+_FROM_0 = _Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
+_ABOVE_0 = _Range("a finite number > 0", lambda x: 0 < x < math.inf)
+_BELOW_1 = _Range("a number in [0, 1)", lambda x: 0 <= x < 1)
+_UP_TO_1 = _Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
+_COUNT = _Range("an integer >= 1", lambda x: x >= 1)
+_COUNT_OR_0 = _Range("an integer >= 0", lambda x: x >= 0)
+_FLOAT = flags.FloatParser()
+_INTEGER = flags.IntegerParser()
+
+_NUMBERS: dict[str, tuple[flags.ArgumentParser, _Range, str]] = {
+    "learning_rate": (_FLOAT, _FROM_0, "The rate, a schedule's highest one."),
+    "warmup_steps": (_INTEGER, _COUNT_OR_0, "Steps of a rate rising from 0."),
+    "decay_steps": (
+        _INTEGER,
+        _COUNT,
+        "Length of the cosine schedule, its warm-up included. Default: that "
+        "of the training.",
+    ),
+    "final_learning_rate_fraction": (
+        _FLOAT,
+        _UP_TO_1,
+        "Where the cosine ends, as a share of the learning rate.",
+    ),
+    "weight_decay": (_FLOAT, _FROM_0, "Decay of the weights, times the rate."),
+    "beta_1": (_FLOAT, _BELOW_1, "Decay of the momentum."),
+    "beta_2": (_FLOAT, _BELOW_1, "Decay of the velocity."),
+    "epsilon": (_FLOAT, _ABOVE_0, "Added to the root of the velocity."),
+    "clipnorm": (_FLOAT, _ABOVE_0, "Largest norm of a variable's gradient."),
+    "clipvalue": (_FLOAT, _ABOVE_0, "Largest absolute value in a gradient."),
+    "global_clipnorm": (_FLOAT, _ABOVE_0, "Largest norm of all gradients."),
+    "ema_momentum": (_FLOAT, _UP_TO_1, "Decay of the average of the weights."),
+    "ema_overwrite_frequency": (
+        _INTEGER,
+        _COUNT,
+        "Updates after which, each time, the weights become their average.",
+    ),
+    "loss_scale_factor": (_FLOAT, _ABOVE_0, "Factor of the loss in float16."),
+    "gradient_accumulation_steps": (
+        _INTEGER,
+        _COUNT,
+        "Steps whose mean gradient makes one update.",
+    ),
+}
+_BOOLEANS = {
+    "amsgrad": "Divide by the largest velocity so far.",
+    "use_ema": "Keep an exponential moving average of the weights.",
+    "skip_nonfinite": "Skip steps whose gradient is infinite or NaN.",
+}
+_CHOICES = {
+    "learning_rate_schedule": (
+        ["constant", "cosine"],
+        "What the rate does after the warm-up.",
+    ),
+    "jit_compile": (list(_JIT_COMPILE), "Use XLA; auto: where it works."),
+}
+_PATTERNS = {
+    "exclude_from_weight_decay": (
+        "Regular expression of variables without weight decay"
+    ),
+    "learning_rate_multipliers": (
+        "REGEX=FACTOR: the rate of the variables that match is multiplied by "
+        "the factor; the first match counts"
+    ),
+}
+_ARGUMENTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(AdamW).parameters.items()
+    if name != "name"
+}
+_DEFAULTS = {
+    "learning_rate_schedule": "constant",
+    "warmup_steps": 0,
+    "decay_steps": None,
+    "final_learning_rate_fraction": 0.0,
+    **_ARGUMENTS,
+}
+
+
+def define_adamw_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, **defaults: Any
+) -> list[str]:
+    """Defines one flag for every hyperparameter of `AdamW`.
+
+    Args:
+      flag_values: where to define them.
+      **defaults: values to use in place of `AdamW`'s own defaults, by the
+        flag's name.
+
+    Returns:
+      The names of the flags.
+
+    Raises:
+      TypeError: a name in `defaults` is no flag.
+    """
+    if unknown := sorted(set(defaults) - set(_DEFAULTS)):
+        raise TypeError(f"define_adamw_flags: no such flags: {unknown}")
+    values = {**_DEFAULTS, **defaults}
+    _define_numbers(flag_values, values)
+    for name, text in _BOOLEANS.items():
+        flags.DEFINE_bool(name, values[name], text, flag_values=flag_values)
+    for name, (choices, text) in _CHOICES.items():
+        flags.DEFINE_enum(
+            name,
+            str(values[name]).lower(),
+            choices,
+            text,
+            flag_values=flag_values,
+            case_sensitive=False,
+        )
+    for name, text in _PATTERNS.items():
+        flags.DEFINE_multi_string(
+            name, values[name], text, flag_values=flag_values
+        )
+    for name, check in (
+        ("exclude_from_weight_decay", _check_patterns),
+        ("learning_rate_multipliers", _check_multipliers),
+    ):
+        flags.register_validator(name, check, flag_values=flag_values)
+    return list(values)
+
+
+def adamw_from_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+    decay_steps: int | None = None,
+) -> AdamW:
+    """Makes the optimizer that the flags describe.
+
+    Args:
+      flag_values: where the flags were defined.
+      decay_steps: the length of a cosine schedule in steps, its warm-up
+        included, where `--decay_steps` is not given.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: a schedule is asked for and Keras is not installed, or a
+        cosine schedule has no step left after the warm-up.
+    """
+    arguments: dict[str, Any] = {
+        name: flag_values[name].value for name in _ARGUMENTS
+    }
+    multipliers = flag_values.learning_rate_multipliers or []
+    arguments |= {
+        "learning_rate": _learning_rate(flag_values, decay_steps),
+        "learning_rate_multipliers": dict(map(_multiplier, multipliers)),
+        "jit_compile": _JIT_COMPILE[flag_values.jit_compile],
+    }
+    return AdamW(**arguments)
+
+
+def _learning_rate(values: flags.FlagValues, decay_steps: int | None) -> Any:
+    """A number, or one of Keras's schedules."""
+    rate, warmup = values.learning_rate, values.warmup_steps
+    constant = values.learning_rate_schedule == "constant"
+    if constant and not warmup:
+        return rate
+    total = values.decay_steps or decay_steps
+    if not constant and (total is None or total <= warmup):
+        raise ValueError(
+            f"--decay_steps={total} must be an integer larger than "
+            f"--warmup_steps={warmup}"
+        )
+    try:
+        from keras.optimizers import schedules
+    except ImportError as error:
+        raise ValueError(
+            "--learning_rate_schedule and --warmup_steps need Keras 3: "
+            "pip install keras"
+        ) from error
+    return schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else rate,
+        warmup_target=rate if warmup else None,
+        warmup_steps=warmup,
+        decay_steps=1 if constant else total - warmup,
+        # A cosine that ends where it begins is a constant.
+        alpha=1.0 if constant else values.final_learning_rate_fraction,
+    )
+
+
+class _OrNone(flags.ArgumentParser):
+    """Takes `none` too: it unsets what a program sets by default."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help}, or none"
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "none" else self._parser.parse(argument)
+
+
+def _define_numbers(
+    flag_values: flags.FlagValues, values: dict[str, Any]
+) -> None:
+    for name, (parser, allowed, text) in _NUMBERS.items():
+        optional = _DEFAULTS[name] is None
+        flags.DEFINE(
+            _OrNone(parser) if optional else parser,
+            name,
+            values[name],
+            f"{text} {allowed.text.capitalize()}.",
+            flag_values,
+            flags.ArgumentSerializer(),
+        )
+        flags.register_validator(
+            name,
+            functools.partial(_in_range, allowed, optional),
+            f"must be {allowed.text}{' or none' if optional else ''}",
+            flag_values,
+        )
+    flags.register_multi_flags_validator(
+        _CLIPS,
+        lambda given: sum(v is not None for v in given.values()) <= 1,
+        f"at most one of --{', --'.join(_CLIPS)} may be given",
+        flag_values,
+    )
+
+
+def _in_range(allowed: _Range, optional: bool, value: float | None) -> bool:
+    return optional if value is None else allowed.accepts(value)
+
+
+def _check_patterns(patterns: list[str] | None) -> bool:
+    for pattern in patterns or []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise flags.ValidationError(
+                f"{pattern!r} is not a regular expression: {error}"
+            ) from error
+    return True
+
+
+def _check_multipliers(items: list[str] | None) -> bool:
+    return _check_patterns([_multiplier(item)[0] for item in items or []])
+
+
+def _multiplier(item: str) -> tuple[str, float]:
+    """REGEX=FACTOR as a pair."""
+    pattern, separator, factor = item.rpartition("=")
+    try:
+        number = float(factor)
+    except ValueError:
+        number = math.nan
+    if not separator or not _FROM_0.accepts(number):
+        raise flags.ValidationError(
+            f"{item!r} is not REGEX=FACTOR with {_FROM_0.text}"
+        )
+    return pattern, number
