@@ -1,0 +1,12 @@
+"""Runs pytest on the files that it is given: the main of every Bazel test."""
+
+import os
+import sys
+
+import pytest
+
+if __name__ == "__main__":
+    # What a test leaves behind, its subprocesses' files included, goes where
+    # Bazel removes it.
+    os.environ["TMPDIR"] = os.environ["TEST_TMPDIR"]
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[1:]]))
