@@ -1,0 +1,51 @@
+"""Set-up of every test: devices, seeds, Hypothesis, the table of errors."""
+
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Before anything starts TensorFlow: later it refuses to split its devices.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 4,
+)
+
+hypothesis.settings.register_profile(
+    "tf_adamw",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+    ],
+)
+hypothesis.settings.load_profile("tf_adamw")
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    tf.random.set_seed(1)
+    np.random.seed(1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "core: needs TensorFlow only")
+    config.addinivalue_line("markers", "slow: takes above 20 seconds")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the worst errors seen, as (label, error)."""
+    import helpers
+
+    if helpers.WORST_ERRORS:
+        terminalreporter.section("worst errors")
+    for label, error in sorted(helpers.WORST_ERRORS.items()):
+        terminalreporter.write_line(f"{error:9.2e}  {label}")

@@ -1,0 +1,201 @@
+"""What several test files share."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_adamw
+from numpy_adamw import NumpyAdamW
+
+
+def _host_has_xla():
+    """False for the tensorflow-tpu wheel, whose XLA compiles for TPUs only."""
+    try:
+        tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
+    except tf.errors.OpError:
+        return False
+    return True
+
+
+JIT_MODES = [True, False] if _host_has_xla() else [False]
+both_modes = pytest.mark.parametrize("jit_compile", JIT_MODES)
+
+# Half the distance between neighbours, relative to the larger number.
+UNIT_ROUNDOFF = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+}
+NUMPY_DTYPE = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+SHAPES = {"kernel": (3, 5), "bias": (5,), "scale": ()}
+WORST_ERRORS = {}
+
+
+def record(label, error):
+    """Keeps the worst error of a label, printed when the tests end."""
+    WORST_ERRORS[label] = max(WORST_ERRORS.get(label, 0.0), float(error))
+
+
+def relative_error(actual, expected):
+    """The largest elementwise |actual - expected| / |expected|."""
+    actual = np.asarray(actual, np.float64)
+    expected = np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    both_zero = (actual == 0) & (expected == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.abs(actual - expected) / np.abs(expected)
+    return np.max(np.where(both_zero, 0.0, error), initial=0.0)
+
+
+def random_weights(rng, shapes, dtype="float32"):
+    """Weights of order one, 0.5 <= |w| < 2, that `dtype` holds exactly."""
+    weights = {}
+    for key, shape in shapes.items():
+        size = rng.uniform(0.5, 2.0, shape)
+        sign = rng.choice([-1.0, 1.0], shape)
+        weights[key] = np.asarray(size * sign).astype(NUMPY_DTYPE[dtype])
+    return weights
+
+
+def random_gradients(rng, weights, scale=1.0):
+    """One normally distributed gradient per weight, in the weights' dtype."""
+    return {
+        key: np.asarray(scale * rng.standard_normal(w.shape)).astype(w.dtype)
+        for key, w in weights.items()
+    }
+
+
+def as_variables(weights):
+    """{key: tf.Variable} with the given values and names."""
+    return {k: tf.Variable(w, name=k) for k, w in weights.items()}
+
+
+def values(variables):
+    """{key: NumPy array} of {key: variable}."""
+    return {k: v.numpy() for k, v in variables.items()}
+
+
+def snapshot(optimizer, variables=()):
+    """The bytes of all state of the optimizer and of the given variables."""
+    return [
+        (v.name, v.dtype, v.shape, v.numpy().tobytes())
+        for v in [*optimizer.variables, *variables]
+    ]
+
+
+def to_gradients(arrays):
+    """A list of tensors; None stays None."""
+    return [None if a is None else tf.constant(a) for a in arrays]
+
+
+def checkpoint_of(optimizer, variables):
+    """A checkpoint of an optimizer and its {key: variable}."""
+    model = tf.train.Checkpoint(**variables)
+    return tf.train.Checkpoint(model=model, optimizer=optimizer)
+
+
+def checkpoint_values(path):
+    """{key: array} of a checkpoint, without TensorFlow's own two entries."""
+    reader = tf.train.load_checkpoint(path)
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    return {
+        name.removesuffix(suffix): np.asarray(reader.get_tensor(name))
+        for name in reader.get_variable_to_shape_map()
+        if name.endswith(suffix) and not name.startswith("save_counter")
+    }
+
+
+class Pair:
+    """The optimizer and the float64 reference, stepped side by side."""
+
+    def __init__(self, weights, jit_compile, round_to=None, **options):
+        self.variables = as_variables(weights)
+        self.optimizer = tf_adamw.AdamW(jit_compile=jit_compile, **options)
+        self.optimizer.build(self.variables)
+        self.reference = NumpyAdamW(weights, round_to=round_to, **options)
+
+    def step(self, gradients):
+        """Applies {key: array or None} to both; returns both results."""
+        result = self.optimizer.apply(
+            to_gradients(gradients.values()),
+            [self.variables[key] for key in gradients],
+        )
+        return result, self.reference.apply(gradients)
+
+    def train(self, rng, steps, scale=1.0):
+        """Random gradients for all variables, the given number of times."""
+        weights = values(self.variables)
+        for _ in range(steps):
+            self.step(random_gradients(rng, weights, scale))
+
+    def error(self):
+        """The largest relative error of any weight."""
+        return max(
+            relative_error(variable.numpy(), self.reference.weights[key])
+            for key, variable in self.variables.items()
+        )
+
+    def slot(self, key, name):
+        """The value of one slot of the optimizer."""
+        slot = self.optimizer.get_slot(self.variables[key], name)
+        return np.array(slot, np.float64)
+
+
+class LinearDecay:
+    """start - slope * step, exact in float32 with these dyadic numbers.
+
+    A schedule of the step, for tensors and for Python integers.
+    """
+
+    def __init__(self, start=2.0**-6, slope=2.0**-13):
+        self.start = start
+        self.slope = slope
+
+    def __call__(self, step):
+        if not isinstance(step, int):
+            step = tf.cast(step, tf.float32)
+        return self.start - self.slope * step
+
+
+OPTIONS = {
+    "plain": {},
+    "amsgrad": {"amsgrad": True},
+    "clipnorm": {"clipnorm": 0.5},
+    "clipvalue": {"clipvalue": 0.25},
+    "global_clipnorm": {"global_clipnorm": 0.5},
+    "ema": {"use_ema": True, "ema_momentum": 0.75},
+    "ema_overwrite": {
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 3,
+    },
+    "loss_scale": {"loss_scale_factor": 1024.0},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "exclusion": {"exclude_from_weight_decay": ["bias", "scale"]},
+    "multipliers": {"learning_rate_multipliers": {"kernel": 0.5, "e": 0.25}},
+    "skip_nonfinite": {"skip_nonfinite": True},
+    "schedule": {"learning_rate": LinearDecay()},
+    "decay_schedule": {"weight_decay": LinearDecay(2.0**-3)},
+    "everything": {
+        "learning_rate": LinearDecay(),
+        "weight_decay": 0.0625,
+        "amsgrad": True,
+        "global_clipnorm": 0.5,
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 3,
+        "loss_scale_factor": 1024.0,
+        "gradient_accumulation_steps": 2,
+        "exclude_from_weight_decay": ["bias"],
+        "learning_rate_multipliers": {"kernel": 0.5},
+        "skip_nonfinite": True,
+    },
+}
+every_option = pytest.mark.parametrize("option", OPTIONS)

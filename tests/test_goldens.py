@@ -1,0 +1,99 @@
+"""Checkpoints of earlier versions: tests/goldens, one folder per option."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import helpers
+import tf_adamw
+from checkpoint_model import Model, saved_values
+from helpers import UNIT_ROUNDOFF, both_modes
+from numpy_adamw import NumpyAdamW
+
+pytestmark = pytest.mark.core
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+every_golden = pytest.mark.parametrize("option", helpers.OPTIONS)
+
+
+def golden_values(option):
+    return json.loads((GOLDENS / option / "values.json").read_text())
+
+
+def restored(option, jit_compile="auto"):
+    """An optimizer and a model with the golden's state."""
+    options = helpers.OPTIONS[option]
+    optimizer = tf_adamw.AdamW(jit_compile=jit_compile, **options)
+    model = Model()
+    optimizer.build(model)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    status = checkpoint.read(str(GOLDENS / option / "checkpoint"))
+    status.assert_consumed()
+    return optimizer, model
+
+
+@every_golden
+def test_every_value_is_restored_and_saved_under_its_key(option, tmp_path):
+    golden = golden_values(option)
+    saved = saved_values(*restored(option), tmp_path)
+    assert set(saved) == set(golden)
+    for key, value in saved.items():
+        np.testing.assert_array_equal(value.astype(float), golden[key], key)
+
+
+@every_golden
+def test_values_are_distinct_per_key(option):
+    first = [np.ravel(value)[0] for value in golden_values(option).values()]
+    assert len(set(first)) == len(first)
+
+
+def reference_of(option, golden):
+    """The reference in the golden's state."""
+    options = dict(helpers.OPTIONS[option])
+    for name in ("learning_rate", "weight_decay"):
+        key = f"optimizer/hyperparameters/{name}"
+        if key in golden:
+            options[name] = golden[key]
+    weights = {k: golden[f"model/{k}"] for k in Model().by_key()}
+    reference = NumpyAdamW(weights, **options)
+    for name, slot in reference.slots.items():
+        for key in weights:
+            escaped = key.replace("/", ".S")
+            value = golden.get(f"optimizer/slots/{escaped}/{name}")
+            if value is not None:
+                slot[key] = np.array(value)
+    counters = "optimizer/counters/"
+    reference.iterations = golden[counters + "iterations"]
+    reference.position = golden.get(counters + "window_position", 0)
+    averaged = golden.get(counters + "averaged_updates", 0)
+    reference.averaged_updates = averaged
+    return reference
+
+
+@both_modes
+@every_golden
+def test_next_step_continues(rng, option, jit_compile):
+    reference = reference_of(option, golden_values(option))
+    optimizer, model = restored(option, jit_compile)
+    variables = model.by_key()
+    gradients = helpers.random_gradients(rng, helpers.values(variables))
+    result = optimizer.apply(
+        helpers.to_gradients(gradients.values()), variables.values()
+    )
+    applied, _ = reference.apply(gradients)
+    assert applied and result.applied
+    for key, variable in variables.items():
+        expected = reference.weights[key]
+        dtype = variable.dtype.name
+        rounding = 4 * UNIT_ROUNDOFF["float32"]
+        if dtype != "float32":
+            rounding += UNIT_ROUNDOFF[dtype]
+        actual = variable.numpy().astype(float)
+        np.testing.assert_allclose(actual, expected, rtol=rounding)
+        for name in ("momentum", "velocity"):
+            slot = optimizer.get_slot(variable, name)
+            expected = reference.slots[name][key]
+            np.testing.assert_allclose(slot, expected, rtol=2e-6)

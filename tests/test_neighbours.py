@@ -1,0 +1,183 @@
+"""Variables of every kind of library: the right numbers, and checkpoints."""
+
+import keras
+import numpy as np
+import pytest
+import sonnet as snt
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras
+
+import helpers
+import tf_adamw
+from helpers import both_modes
+from numpy_adamw import NumpyAdamW
+
+INPUTS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
+
+
+class Affine(tf.Module):
+    """One layer as a plain tf.Module."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable(np.linspace(0.5, 1.5, 6).reshape(3, 2), dtype=tf.float32)
+        self.b = tf.Variable([0.5, -0.5])
+
+    def __call__(self, inputs):
+        return tf.tanh(inputs @ self.w + self.b)
+
+
+def keras_3_model():
+    # Named: Keras numbers what it names itself across all models of a process.
+    dense = keras.layers.Dense(2, "tanh", name="dense")
+    model = keras.Sequential([dense], name="model")
+    model.build((None, 3))
+    return model
+
+
+def tf_keras_model():
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, "tanh")])
+    model.build((None, 3))
+    return model
+
+
+def sonnet_module():
+    module = snt.nets.MLP([4, 2], activation=tf.tanh)
+    module(INPUTS)
+    return module
+
+
+MODELS = {
+    "tf.Module": Affine,
+    "Keras 3": keras_3_model,
+    "tf_keras": tf_keras_model,
+    "Sonnet": sonnet_module,
+}
+every_model = pytest.mark.parametrize("kind", MODELS)
+
+
+def train(optimizer, model, steps, reference=None):
+    """Steps on the model's own loss, of the reference likewise."""
+    variables = list(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(INPUTS) - 0.25) ** 2)
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss, gradients
+
+    losses = []
+    for _ in range(steps):
+        loss, gradients = step()
+        losses.append(float(loss))
+        if reference is not None:
+            reference.apply(dict(enumerate(g.numpy() for g in gradients)))
+    return losses
+
+
+def weights(model):
+    return [np.array(v.numpy()) for v in model.trainable_variables]
+
+
+@both_modes
+@every_model
+def test_model_trains(kind, jit_compile):
+    model = MODELS[kind]()
+    optimizer = tf_adamw.AdamW(0.01, jit_compile=jit_compile)
+    optimizer.build(model)
+    reference = NumpyAdamW(dict(enumerate(weights(model))), learning_rate=0.01)
+    losses = train(optimizer, model, 10, reference)
+    assert losses[-1] < losses[0]
+    for number, value in enumerate(weights(model)):
+        expected = reference.weights[number]
+        np.testing.assert_allclose(value, expected, rtol=2e-6, atol=2e-7)
+
+
+@both_modes
+@every_model
+def test_model_resumes(kind, jit_compile, tmp_path):
+    model = MODELS[kind]()
+    optimizer = tf_adamw.AdamW(0.01, jit_compile=jit_compile)
+    optimizer.build(model)
+    train(optimizer, model, 3)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    path = checkpoint.save(tmp_path / "checkpoint")
+    train(optimizer, model, 3)
+    expected = weights(model)
+    model = MODELS[kind]()
+    optimizer = tf_adamw.AdamW(0.01, jit_compile=jit_compile)
+    optimizer.build(model)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    checkpoint.restore(path).assert_existing_objects_matched()
+    train(optimizer, model, 3)
+    for value, goal in zip(weights(model), expected, strict=True):
+        np.testing.assert_array_equal(value, goal)
+
+
+@every_model
+def test_exclusion_by_name(kind):
+    """Every library's biases are found by a pattern on their keys."""
+    model = MODELS[kind]()
+    pattern = "b$" if kind in ("tf.Module", "Sonnet") else "bias$"
+    optimizer = tf_adamw.AdamW(0.5, exclude_from_weight_decay=[pattern])
+    optimizer.build(model)
+    before = weights(model)
+    zeros = [tf.zeros(v.shape) for v in model.trainable_variables]
+    optimizer.apply(zeros, model.trainable_variables)
+    for old, new in zip(before, weights(model), strict=True):
+        factor = 1 - 0.5 * 0.004 if old.ndim > 1 else 1.0
+        np.testing.assert_allclose(new, old * factor, rtol=2e-7)
+
+
+@both_modes
+def test_plain_variables(rng, jit_compile):
+    start = helpers.random_weights(rng, helpers.SHAPES)
+    variables = [tf.Variable(w) for w in start.values()]
+    optimizer = tf_adamw.AdamW(jit_compile=jit_compile)
+    with pytest.warns(UserWarning, match="_1"):
+        optimizer.build(variables)
+    reference = NumpyAdamW(start)
+    for _ in range(5):
+        gradients = helpers.random_gradients(rng, start)
+        optimizer.apply(helpers.to_gradients(gradients.values()), variables)
+        reference.apply(gradients)
+    for variable, expected in zip(
+        variables, reference.weights.values(), strict=True
+    ):
+        np.testing.assert_allclose(variable, expected, rtol=1e-6)
+
+
+@both_modes
+@pytest.mark.parametrize("build_first", [True, False])
+def test_tfp_minimize(build_first, jit_compile):
+    x = tf.Variable([1.0, -2.0], name="x")
+    y = tf.Variable(0.5, name="y")
+    reference = NumpyAdamW({"x": x.numpy(), "y": 0.5}, learning_rate=0.01)
+    optimizer = tf_adamw.AdamW(0.01, jit_compile=jit_compile)
+    if build_first:
+        optimizer.build([x, y])
+    losses = tfp.math.minimize(
+        lambda: tf.reduce_sum((x - 3.0) ** 2) + (y - 1.0) ** 2,
+        num_steps=20,
+        optimizer=optimizer,
+        trainable_variables=[x, y],
+    )
+    for _ in range(20):
+        at = reference.weights
+        reference.apply({"x": 2 * (at["x"] - 3), "y": 2 * (at["y"] - 1)})
+    assert losses.shape == (20,)
+    assert optimizer.iterations == 20
+    for key, variable in (("x", x), ("y", y)):
+        expected = reference.weights[key]
+        np.testing.assert_allclose(variable, expected, rtol=1e-6)
+
+
+def test_keras_keys_are_paths():
+    model = keras_3_model()
+    optimizer = tf_adamw.AdamW()
+    optimizer.build(model.trainable_variables)
+    for variable in model.trainable_variables:
+        assert variable.path in optimizer.summary()
