@@ -1,0 +1,137 @@
+"""The directory of a run of train_lm, its picture, and who writes where."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from tpu_scripts import lm_plot, lm_run, lm_strategy
+
+CONFIG = {"width": 16, "learning_rate": 0.1, "clipnorm": None, "data": "x"}
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "same"])
+def test_a_directory_that_can_be_used(tmp_path, kind):
+    directory = tmp_path / "run"
+    if kind == "empty":
+        directory.mkdir()
+    if kind == "same":
+        lm_run.create_directory(str(directory), CONFIG)
+    lm_run.check_directory(str(directory), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"width": 8}, "has width=16, not 8"),
+        ({"clipnorm": 1.0}, "has clipnorm=None, not 1.0"),
+        ({"new": 1}, "has new=None, not 1"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path, changed, message):
+    lm_run.create_directory(str(tmp_path), CONFIG)
+    with pytest.raises(ValueError, match=message):
+        lm_run.check_directory(str(tmp_path), {**CONFIG, **changed})
+
+
+def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read '.*config.json'"):
+        lm_run.check_directory(str(tmp_path), CONFIG)
+    with pytest.raises(ValueError, match="is not a directory"):
+        lm_run.check_directory(str(file), CONFIG)
+    file.rename(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="holds files but no config"):
+        lm_run.check_directory(str(tmp_path), CONFIG)
+
+
+def test_history_is_cut_at_the_step_that_is_resumed(tmp_path):
+    history = lm_run.History(str(tmp_path), 0)
+    for step in (10, 20, 30):
+        history.append({"step": step, "loss": 100.0 / step})
+    with open(tmp_path / "history.jsonl", "a") as file:
+        file.write('{"step": 4')  # a kill in the middle of a line
+    resumed = lm_run.History(str(tmp_path), 20)
+    resumed.append({"step": 30, "loss": 7.0, "held_out": 8.0})
+    assert resumed.column("loss") == ([10, 20, 30], [10.0, 5.0, 7.0])
+    assert resumed.column("held_out") == ([30], [8.0])
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == resumed.records
+
+
+def test_the_picture_shows_what_there_is(tmp_path):
+    path = tmp_path / "curves.png"
+    history = lm_run.History(str(tmp_path), 0)
+    sizes = []
+    for step in (1, 2):
+        history.append(
+            {"step": step, "loss": 4.0, "learning_rate": 0.1, "held_out": 3.0}
+        )
+        lm_plot.plot_history(history, 4.5, str(path))
+        picture = tf.io.decode_png(path.read_bytes(), channels=3)
+        sizes.append(picture.shape)
+        assert len(set(picture.numpy().reshape(-1).tolist())) > 50
+    assert sizes[0] == sizes[1] == [720, 960, 3]
+
+
+def cluster(monkeypatch, spec, task_type, task_id):
+    """A strategy's view of its place in a cluster."""
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(spec), task_type=task_type, task_id=task_id
+    )
+    monkeypatch.setattr(
+        type(strategy), "cluster_resolver", property(lambda self: resolver)
+    )
+    return strategy
+
+
+TWO = {"worker": ["a:1", "b:1"]}
+CHIEF = {"chief": ["a:1"], "worker": ["b:1"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "task_type", "task_id", "writes"),
+    [
+        ({}, None, None, True),
+        (TWO, "worker", 0, True),
+        (TWO, "worker", 1, False),
+        (CHIEF, "chief", 0, True),
+        (CHIEF, "worker", 0, False),
+    ],
+)
+def test_only_the_chief_writes_to_the_common_directory(
+    monkeypatch, tmp_path, spec, task_type, task_id, writes
+):
+    strategy = cluster(monkeypatch, spec, task_type, task_id)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    directory = lm_strategy.output_directory(strategy, "common")
+    assert (directory == "common") == writes
+
+
+def test_strategies_by_name():
+    def make(kind):
+        return lm_strategy.make_strategy(kind)
+
+    assert make("default") is tf.distribute.get_strategy()
+    assert isinstance(make("one_device"), tf.distribute.OneDeviceStrategy)
+    mirrored = make("mirrored")
+    assert type(mirrored) is tf.distribute.MirroredStrategy
+    with pytest.raises(ValueError, match="--strategy=tpu: "):
+        make("tpu")
+
+
+@pytest.mark.parametrize(
+    ("devices", "jit_compile", "compiles"),
+    [
+        (["CPU:0"], "auto", True),
+        (["CPU:0"], "true", True),
+        (["CPU:0"], "false", False),
+        (["CPU:0", "CPU:1"], "auto", False),
+        (["CPU:0", "CPU:1"], "true", False),
+    ],
+)
+def test_one_replica_compiles_the_whole_step(devices, jit_compile, compiles):
+    strategy = tf.distribute.MirroredStrategy(devices)
+    assert lm_strategy.compiles_step(strategy, "CPU:0", jit_compile) == compiles

@@ -1,0 +1,1 @@
+"""Programs that use tf_adamw, written to be copied."""

@@ -1,0 +1,130 @@
+"""The directory of one run: its configuration and its history."""
+
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+_CONFIG = "config.json"
+
+
+def check_directory(directory: str, config: dict[str, Any]) -> None:
+    """Checks that a run with this configuration may use the directory.
+
+    Args:
+      directory: a directory that is absent, empty, or that of a run.
+      config: the configuration, JSON-able.
+
+    Raises:
+      ValueError: it holds a run of another configuration, or other files.
+    """
+    if not tf.io.gfile.exists(directory):
+        return
+    if not tf.io.gfile.isdir(directory):
+        raise ValueError(f"--model_dir: {directory!r} is not a directory")
+    path = os.path.join(directory, _CONFIG)
+    if not tf.io.gfile.exists(path):
+        if tf.io.gfile.listdir(directory):
+            raise ValueError(
+                f"--model_dir: {directory!r} holds files but no {_CONFIG}: "
+                "it is not the directory of a run"
+            )
+        return
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            found = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"--model_dir: cannot read {path!r}") from error
+    given = json.loads(json.dumps(config))
+    for name in sorted({*found, *given}):
+        if found.get(name) != given.get(name):
+            raise ValueError(
+                f"--model_dir: the run in {directory!r} has "
+                f"{name}={found.get(name)!r}, not {given.get(name)!r}"
+            )
+
+
+def create_directory(directory: str, config: dict[str, Any]) -> None:
+    """Makes the directory, with the configuration in it."""
+    tf.io.gfile.makedirs(directory)
+    path = os.path.join(directory, _CONFIG)
+    if not tf.io.gfile.exists(path):
+        write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one."""
+    partial = f"{path}.partial"
+    with tf.io.gfile.GFile(partial, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(partial, path, overwrite=True)
+
+
+class History:
+    """What the host saw, one record for each call of the training loop.
+
+    A file of JSON lines; resumed at step s it keeps the records up to s, so
+    that it always tells of the whole run, each step once.
+
+    Args:
+      directory: the directory of the run.
+      step: the step that the run is resumed at.
+    """
+
+    def __init__(self, directory: str, step: int):
+        self._path = os.path.join(directory, "history.jsonl")
+        self.records: list[dict[str, float]] = []
+        if tf.io.gfile.exists(self._path):
+            with tf.io.gfile.GFile(self._path) as file:
+                self.records = [
+                    record
+                    for record in map(_parse, file)
+                    if record.get("step", step + 1) <= step
+                ]
+        write_text(self._path, "".join(map(_line, self.records)))
+
+    def append(self, record: dict[str, float]) -> None:
+        """Adds one record, in the file too."""
+        self.records.append(record)
+        with tf.io.gfile.GFile(self._path, "a") as file:
+            file.write(_line(record))
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """The steps of all records that have the value, and the values."""
+        found = [record for record in self.records if name in record]
+        return [r["step"] for r in found], [r[name] for r in found]
+
+
+def write_summaries(record: dict[str, float]) -> None:
+    """Writes a record as scalars to the default summary writer."""
+    # `tf.summary.scalar` writes just this, but needs TensorBoard, which
+    # TensorFlow 2.21 no longer installs, where the training runs.
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
+    )
+    for name, value in record.items():
+        if name != "step":
+            tensor = tf.constant(value, tf.float32)
+            tf.summary.write(name, tensor, record["step"], metadata)
+
+
+def describe(record: dict[str, float]) -> str:
+    """A record in a few words, for the progress line."""
+    return (
+        f"{record['loss']:.3f} bits/byte, "
+        f"rate {record['learning_rate']:.2e}, "
+        f"gradient {record['gradient_norm']:.2f}, "
+        f"{record['tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def _line(record: dict[str, float]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _parse(line: str) -> dict[str, float]:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by a kill
+        return {}

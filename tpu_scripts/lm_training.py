@@ -1,0 +1,111 @@
+"""The compiled training loop and the held-out evaluation."""
+
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from tf_adamw import AdamW
+from tpu_scripts.lm_model import LanguageModel, next_byte_losses
+
+
+def train_step(
+    model: LanguageModel,
+    optimizer: AdamW,
+    windows: tf.Tensor,
+    batch_size: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One step on one replica.
+
+    Args:
+      model: the model.
+      optimizer: its optimizer; it adds up the gradients of the replicas.
+      windows: int32 [batch per replica, length + 1].
+      batch_size: examples over all replicas. The loss is divided by it, so
+        that the sum over the replicas is the mean over the examples.
+
+    Returns:
+      This replica's share of the mean loss in nats per byte, and the norm of
+      the gradient, NaN on steps that only accumulate.
+    """
+    with tf.GradientTape() as tape:
+        losses = next_byte_losses(model, windows)
+        loss = tf.reduce_sum(losses) / (batch_size * losses.shape[1])
+        scaled_loss = optimizer.scale_loss(loss)
+    variables = model.trainable_variables
+    gradients = tape.gradient(scaled_loss, variables)
+    norm = optimizer.apply(gradients, variables).grad_norm
+    if norm is None:  # the optimizer does not need it: this replica's own
+        norm = tf.linalg.global_norm(gradients) / optimizer.scale_loss(1.0)
+    return loss, norm
+
+
+def make_train_loop(
+    strategy: tf.distribute.Strategy,
+    model: LanguageModel,
+    optimizer: AdamW,
+    batch_size: int,
+    compile_step: bool,
+) -> Callable[[Iterator, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Makes the function that takes many steps in one call.
+
+    Args:
+      strategy: where to train.
+      model: the model.
+      optimizer: its optimizer, built.
+      batch_size: examples per step over all replicas.
+      compile_step: whether to compile a step with XLA as a whole.
+
+    Returns:
+      A function of a distributed iterator of windows and an int32 number of
+      steps (a tensor: another number does not retrace). It returns the mean
+      loss in nats per byte and the last norm of the gradient.
+    """
+
+    # None, and not False: on a TPU a step is compiled in any case.
+    @tf.function(jit_compile=True if compile_step else None)
+    def step(windows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return train_step(model, optimizer, windows, batch_size)
+
+    @tf.function
+    def train_loop(
+        iterator: Iterator, steps: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        total, last_norm = tf.constant(0.0), tf.constant(float("nan"))
+        for _ in tf.range(steps):
+            loss, norm = strategy.run(step, args=(next(iterator),))
+            total += strategy.reduce("SUM", loss, axis=None)
+            norm = strategy.reduce("MEAN", norm, axis=None)
+            last_norm = tf.where(tf.math.is_nan(norm), last_norm, norm)
+        return total / tf.cast(steps, tf.float32), last_norm
+
+    return train_loop
+
+
+def make_evaluation(
+    strategy: tf.distribute.Strategy, model: LanguageModel, compile_step: bool
+) -> Callable[[Iterator, tf.Tensor], tf.Tensor]:
+    """Makes the function that measures the model on held-out text.
+
+    Args:
+      strategy: where to evaluate.
+      model: the model.
+      compile_step: whether to compile a step with XLA as a whole.
+
+    Returns:
+      A function of a distributed iterator of windows and an int32 number of
+      batches; it returns the mean loss in nats per byte.
+    """
+
+    @tf.function(jit_compile=True if compile_step else None)
+    def step(windows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(next_byte_losses(model, windows))
+
+    @tf.function
+    def evaluate(iterator: Iterator, batches: tf.Tensor) -> tf.Tensor:
+        total = tf.constant(0.0)
+        for _ in tf.range(batches):
+            loss = strategy.run(step, args=(next(iterator),))
+            total += strategy.reduce("MEAN", loss, axis=None)
+        return total / tf.cast(batches, tf.float32)
+
+    return evaluate
