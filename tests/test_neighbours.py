@@ -21,7 +21,9 @@ class Affine(tf.Module):
 
     def __init__(self):
         super().__init__()
-        self.w = tf.Variable(np.linspace(0.5, 1.5, 6).reshape(3, 2), dtype=tf.float32)
+        self.w = tf.Variable(
+            np.linspace(0.5, 1.5, 6).reshape(3, 2), dtype=tf.float32
+        )
         self.b = tf.Variable([0.5, -0.5])
 
     def __call__(self, inputs):

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_adamw.patterns import check_pattern
 
-# argument: (test, what is accepted)
-_RANGES = {
-    "learning_rate": (lambda x: x >= 0, "a finite number of at least 0"),
-    "weight_decay": (lambda x: x >= 0, "a finite number of at least 0"),
-    "beta_1": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "beta_2": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "epsilon": (lambda x: x > 0, "a finite number above 0"),
-    "clipnorm": (lambda x: x > 0, "None or a finite number above 0"),
-    "clipvalue": (lambda x: x > 0, "None or a finite number above 0"),
-    "global_clipnorm": (lambda x: x > 0, "None or a finite number above 0"),
-    "ema_momentum": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
-    "loss_scale_factor": (lambda x: x > 0, "None or a finite number above 0"),
+
+class Range(NamedTuple):
+    """Which numbers an argument accepts, and how to say so."""
+
+    text: str
+    accepts: Callable[[float], bool]
+
+
+FROM_0 = Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
+ABOVE_0 = Range("a finite number > 0", lambda x: 0 < x < math.inf)
+BELOW_1 = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
+UP_TO_1 = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
+COUNT = Range("an integer >= 1", lambda x: x >= 1)
+
+RANGES = {
+    "learning_rate": FROM_0,
+    "weight_decay": FROM_0,
+    "beta_1": BELOW_1,
+    "beta_2": BELOW_1,
+    "epsilon": ABOVE_0,
+    "clipnorm": ABOVE_0,
+    "clipvalue": ABOVE_0,
+    "global_clipnorm": ABOVE_0,
+    "ema_momentum": UP_TO_1,
+    "loss_scale_factor": ABOVE_0,
+    "ema_overwrite_frequency": COUNT,
+    "gradient_accumulation_steps": COUNT,
 }
 
 
@@ -32,10 +47,10 @@ def number(argument: str, value: Any) -> float:
     Raises:
       ValueError: if it is no number or out of the argument's range.
     """
-    accepts, wanted = _RANGES[argument]
-    plain = _plain_number(value)
-    if plain is None or not math.isfinite(plain) or not accepts(plain):
-        raise ValueError(f"{argument} must be {wanted}, got {value!r}.")
+    plain = plain_number(value)
+    allowed = RANGES[argument]
+    if plain is None or not allowed.accepts(plain):
+        raise ValueError(f"{argument} must be {allowed.text}, got {value!r}.")
     return plain
 
 
@@ -52,14 +67,11 @@ def optional_count(argument: str, value: Any) -> int | None:
     """
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Integral)
-        or value < 1
-    ):
+    allowed = RANGES[argument]
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not allowed.accepts(value):
         raise ValueError(
-            f"{argument} must be None or an integer of at least 1, "
-            f"got {value!r}."
+            f"{argument} must be None or {allowed.text}, got {value!r}."
         )
     return int(value)
 
@@ -124,17 +136,17 @@ def multipliers(value: Any) -> dict[str, float | tf.Variable]:
         check_pattern(argument, pattern)
         plain = factor
         if not isinstance(factor, tf.Variable):
-            plain = _plain_number(factor)
-            if plain is None or not math.isfinite(plain) or plain < 0:
+            plain = plain_number(factor)
+            if plain is None or not FROM_0.accepts(plain):
                 raise ValueError(
-                    f"{argument}: the factor of {pattern!r} must be a finite "
-                    f"number of at least 0 or a tf.Variable, got {factor!r}."
+                    f"{argument}: the factor of {pattern!r} must be "
+                    f"{FROM_0.text} or a tf.Variable, got {factor!r}."
                 )
         checked[pattern] = plain
     return checked
 
 
-def _plain_number(value: Any) -> float | None:
+def plain_number(value: Any) -> float | None:
     """A float from a Python or NumPy number or an eager scalar tensor."""
     if isinstance(value, (bool, str, bytes)) or value is None:
         return None

@@ -14,12 +14,12 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
 from tf_adamw.adamw import AdamW
+from tf_adamw.arguments import COUNT, FROM_0, RANGES, UP_TO_1, Range
 
 # The flags belong to the module that calls `define_adamw_flags`: it is there
 # that `--help` should list them.
@@ -28,52 +28,66 @@ flags.disclaim_key_flags()
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 _JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
 
-
-class _Range(NamedTuple):
-    text: str
-    accepts: Callable[[float], bool]
-
-
-_FROM_0 = _Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
-_ABOVE_0 = _Range("a finite number > 0", lambda x: 0 < x < math.inf)
-_BELOW_1 = _Range("a number in [0, 1)", lambda x: 0 <= x < 1)
-_UP_TO_1 = _Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
-_COUNT = _Range("an integer >= 1", lambda x: x >= 1)
-_COUNT_OR_0 = _Range("an integer >= 0", lambda x: x >= 0)
+_RANGES = {
+    **RANGES,
+    "warmup_steps": Range("an integer >= 0", lambda x: x >= 0),
+    "decay_steps": COUNT,
+    "final_learning_rate_fraction": UP_TO_1,
+}
 _FLOAT = flags.FloatParser()
 _INTEGER = flags.IntegerParser()
 
-_NUMBERS: dict[str, tuple[flags.ArgumentParser, _Range, str]] = {
-    "learning_rate": (_FLOAT, _FROM_0, "The rate, a schedule's highest one."),
-    "warmup_steps": (_INTEGER, _COUNT_OR_0, "Steps of a rate rising from 0."),
+_NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
+    "learning_rate": (
+        _FLOAT,
+        "The rate, a schedule's highest one.",
+    ),
+    "warmup_steps": (_INTEGER, "Steps of a rate rising from 0."),
     "decay_steps": (
         _INTEGER,
-        _COUNT,
         "Length of the cosine schedule, its warm-up included. Default: that "
         "of the training.",
     ),
     "final_learning_rate_fraction": (
         _FLOAT,
-        _UP_TO_1,
         "Where the cosine ends, as a share of the learning rate.",
     ),
-    "weight_decay": (_FLOAT, _FROM_0, "Decay of the weights, times the rate."),
-    "beta_1": (_FLOAT, _BELOW_1, "Decay of the momentum."),
-    "beta_2": (_FLOAT, _BELOW_1, "Decay of the velocity."),
-    "epsilon": (_FLOAT, _ABOVE_0, "Added to the root of the velocity."),
-    "clipnorm": (_FLOAT, _ABOVE_0, "Largest norm of a variable's gradient."),
-    "clipvalue": (_FLOAT, _ABOVE_0, "Largest absolute value in a gradient."),
-    "global_clipnorm": (_FLOAT, _ABOVE_0, "Largest norm of all gradients."),
-    "ema_momentum": (_FLOAT, _UP_TO_1, "Decay of the average of the weights."),
+    "weight_decay": (
+        _FLOAT,
+        "Decay of the weights, times the rate.",
+    ),
+    "beta_1": (_FLOAT, "Decay of the momentum."),
+    "beta_2": (_FLOAT, "Decay of the velocity."),
+    "epsilon": (
+        _FLOAT,
+        "Added to the root of the velocity.",
+    ),
+    "clipnorm": (
+        _FLOAT,
+        "Largest norm of a variable's gradient.",
+    ),
+    "clipvalue": (
+        _FLOAT,
+        "Largest absolute value in a gradient.",
+    ),
+    "global_clipnorm": (
+        _FLOAT,
+        "Largest norm of all gradients.",
+    ),
+    "ema_momentum": (
+        _FLOAT,
+        "Decay of the average of the weights.",
+    ),
     "ema_overwrite_frequency": (
         _INTEGER,
-        _COUNT,
         "Updates after which, each time, the weights become their average.",
     ),
-    "loss_scale_factor": (_FLOAT, _ABOVE_0, "Factor of the loss in float16."),
+    "loss_scale_factor": (
+        _FLOAT,
+        "Factor of the loss in float16.",
+    ),
     "gradient_accumulation_steps": (
         _INTEGER,
-        _COUNT,
         "Steps whose mean gradient makes one update.",
     ),
 }
@@ -228,7 +242,8 @@ class _OrNone(flags.ArgumentParser):
 def _define_numbers(
     flag_values: flags.FlagValues, values: dict[str, Any]
 ) -> None:
-    for name, (parser, allowed, text) in _NUMBERS.items():
+    for name, (parser, text) in _NUMBERS.items():
+        allowed = _RANGES[name]
         optional = _DEFAULTS[name] is None
         flags.DEFINE(
             _OrNone(parser) if optional else parser,
@@ -252,7 +267,7 @@ def _define_numbers(
     )
 
 
-def _in_range(allowed: _Range, optional: bool, value: float | None) -> bool:
+def _in_range(allowed: Range, optional: bool, value: float | None) -> bool:
     return optional if value is None else allowed.accepts(value)
 
 
@@ -278,8 +293,8 @@ def _multiplier(item: str) -> tuple[str, float]:
         number = float(factor)
     except ValueError:
         number = math.nan
-    if not separator or not _FROM_0.accepts(number):
+    if not separator or not FROM_0.accepts(number):
         raise flags.ValidationError(
-            f"{item!r} is not REGEX=FACTOR with {_FROM_0.text}"
+            f"{item!r} is not REGEX=FACTOR with {FROM_0.text}"
         )
     return pattern, number

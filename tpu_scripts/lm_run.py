@@ -98,15 +98,9 @@ class History:
 
 def write_summaries(record: dict[str, float]) -> None:
     """Writes a record as scalars to the default summary writer."""
-    # `tf.summary.scalar` writes just this, but needs TensorBoard, which
-    # TensorFlow 2.21 no longer installs, where the training runs.
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
-    )
     for name, value in record.items():
         if name != "step":
-            tensor = tf.constant(value, tf.float32)
-            tf.summary.write(name, tensor, record["step"], metadata)
+            tf.summary.scalar(name, value, record["step"])
 
 
 def describe(record: dict[str, float]) -> str:
