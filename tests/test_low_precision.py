@@ -133,6 +133,15 @@ def test_accumulator_is_float32(rng, dtype, jit_compile):
 
 
 @helpers.both_modes
+def test_unscaled_gradients_are_float32(jit_compile):
+    """2^-10 / 2^16 is zero in float16."""
+    weights = {"w": np.ones(3, np.float16)}
+    pair = Pair(weights, jit_compile, loss_scale_factor=2.0**16, beta_1=0.0)
+    pair.step({"w": np.full(3, 2.0**-10, np.float16)})
+    np.testing.assert_array_equal(pair.slot("w", "momentum"), 2.0**-26)
+
+
+@helpers.both_modes
 def test_dtypes_side_by_side(rng, jit_compile):
     """Each variable is computed as if it were alone."""
     weights = {

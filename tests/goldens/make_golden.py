@@ -29,7 +29,7 @@ def value_of(key, number, variable):
     if name in COUNTERS:
         return COUNTERS[name]
     elements = np.arange(variable.shape.num_elements()) / 1024
-    value = 1 + number / 32 + elements.reshape(variable.shape)
+    value = 1 + (number + 1) / 32 + elements.reshape(variable.shape)
     return value / 64 if "hyperparameters" in key else value
 
 
