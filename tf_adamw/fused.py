@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import tensorflow as tf
 
 from tf_adamw.dtypes import scalar
-from tf_adamw.scalars import Scalars
+from tf_adamw.scalars import Scalars, one_minus_power, update_number
 
 
-def rounded(beta: float | tf.Tensor, dtype: tf.DType) -> float | tf.Tensor:
-    """Returns a number as the ops see it, in `dtype`."""
-    if isinstance(beta, float):
-        return float(dtype.as_numpy_dtype(beta))
-    return beta
+def as_ops_see(
+    values: Mapping[str, Any], iterations: tf.Tensor, dtype: tf.DType
+) -> dict[str, Any]:
+    """Returns the hyperparameters with which the ops make the right weights.
+
+    They round beta to `dtype` and subtract it from one themselves. The bias
+    corrections have to be those of the rounded betas, too, and epsilon has to
+    grow with the root of the velocity's: `epsilon * sqrt((1 - rounded_2^t) /
+    (1 - beta_2^t))`.
+
+    Args:
+      values: `beta_1`, `beta_2`, `epsilon` and others.
+      iterations: integer scalar, the number of updates applied before.
+      dtype: float32 or float64.
+    """
+    seen = dict(values)
+    for name in ("beta_1", "beta_2"):
+        if isinstance(values[name], float):
+            seen[name] = float(dtype.as_numpy_dtype(values[name]))
+    beta_2, rounded = values["beta_2"], seen["beta_2"]
+    if isinstance(beta_2, float) and rounded != beta_2:
+        t = update_number(iterations, dtype)
+        ratio = one_minus_power(rounded, t) / one_minus_power(beta_2, t)
+        seen["epsilon"] = scalar(values["epsilon"], dtype) * tf.sqrt(ratio)
+    return seen
 
 
 def serves(variable: tf.Variable, momentum: tf.Variable) -> bool:
@@ -34,10 +57,9 @@ def update(
 ) -> None:
     """Applies `update_rule.update` in place, by the fused ops.
 
-    The ops take beta in the variable's dtype and subtract it from one
-    themselves: the moments are those of a beta rounded to float32. `scalars`
-    has to be made from the rounded beta too; the weights are then those of
-    the exact one within float32 rounding.
+    The moments are those of betas rounded to the variable's dtype. With
+    `scalars` made from what `as_ops_see` returns, the weights are those of the
+    exact ones, within rounding.
 
     Args:
       variable: the weights.
@@ -46,7 +68,7 @@ def update(
       velocity_max: `v_max`, or None without AMSGrad.
       gradient: same shape.
       scalars: the step's scalars, in the same dtype.
-      betas: `beta_1` and `beta_2`.
+      betas: `beta_1` and `beta_2`, rounded.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate, decay included.
     """

@@ -51,9 +51,9 @@ def step_scalars(
     Returns:
       The `Scalars` in `dtype`.
     """
-    t = tf.cast(tf.cast(iterations, tf.int32) + 1, dtype)
-    correction_1 = _one_minus_power(beta_1, t)
-    correction_2 = _one_minus_power(beta_2, t)
+    t = update_number(iterations, dtype)
+    correction_1 = one_minus_power(beta_1, t)
+    correction_2 = one_minus_power(beta_2, t)
     return Scalars(
         decay=learning_rate * weight_decay,
         alpha=learning_rate * tf.sqrt(correction_2) / correction_1,
@@ -63,13 +63,19 @@ def step_scalars(
     )
 
 
+def update_number(iterations: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns `t` of the update that follows `iterations` updates."""
+    # int32 first: int64 is emulated on TPU.
+    return tf.cast(tf.cast(iterations, tf.int32) + 1, dtype)
+
+
 def _one_minus(beta: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     # A Python number is subtracted in float64: 1 - 0.999 in float32 would
     # already be wrong in the fifth digit.
     return scalar(1.0 - beta, dtype)
 
 
-def _one_minus_power(beta: float | tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+def one_minus_power(beta: float | tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     """Returns `1 - beta^t` to full precision, at small `t` as well."""
     if isinstance(beta, float):
         log_beta = tf.constant(math.log(beta) if beta else -math.inf, t.dtype)

@@ -248,10 +248,9 @@ class Step(OptimizerState):
             name: self.hyperparameters.value(name, dtype, calls, live)
             for name in HYPERPARAMETERS
         }
-        if not compiled:
-            for name in ("beta_1", "beta_2"):
-                values[name] = fused.rounded(values[name], dtype)
         iterations = tf.identity(self.counters.iterations)
+        if not compiled:
+            values = fused.as_ops_see(values, iterations, dtype)
         ema = due = None
         if self.use_ema:
             averaged = tf.identity(self.counters.averaged_updates)
