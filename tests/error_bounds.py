@@ -5,7 +5,8 @@ rounds w at most three times (decay, update, overwriting by the average), each
 time by at most u |w|.
 
 The update is gain * m with gain = alpha / (sqrt(v) + epsilon). Let G be the
-largest |g| of an element so far. Each step rounds m three times (difference,
+largest |g| of an element so far (the mean |g| of a window: its gradients may
+cancel, their roundings do not). Each step rounds m three times (difference,
 product, sum) by at most u G, and v likewise by at most u v; a beta rounded to
 the variable's dtype changes beta^n by at most n u relative. After t steps m
 is off by (3 t + c) u G and sqrt(v) by half of that, relative; c stands for
@@ -37,8 +38,8 @@ class ErrorBound:
     def add_update(self):
         """Call it after every step that was applied."""
         reference = self.pair.reference
-        for key, gradient in reference.last_gradients.items():
-            largest = np.maximum(self.largest_gradient[key], abs(gradient))
+        for key, magnitude in reference.last_magnitudes.items():
+            largest = np.maximum(self.largest_gradient[key], magnitude)
             self.largest_gradient[key] = largest
             reach = self._moment_error() * reference.last_gains[key] * largest
             rounding = 3 * self.unit * np.abs(reference.weights[key])

@@ -85,14 +85,17 @@ class NumpyAdamW:
         self.position = 0
         self.averaged_updates = 0
         # Of the last update: what each variable received after the clipping,
-        # and its change per unit of momentum, alpha / (sqrt(v) + epsilon).
+        # the same without cancellation inside the window, and its change per
+        # unit of momentum, alpha / (sqrt(v) + epsilon).
         self.last_gradients = {}
+        self.last_magnitudes = {}
         self.last_gains = {}
         self.slots = {
             name: self._zeros()
             for name in ("momentum", "velocity", "velocity_max", "accumulator")
         }
         self.slots["average"] = {k: w.copy() for k, w in self.weights.items()}
+        self._absolute = self._zeros()
         self._seen_in_window = set()
 
     def apply(self, gradients):
@@ -102,8 +105,9 @@ class NumpyAdamW:
             for key, gradient in gradients.items()
             if gradient is not None
         }
+        magnitudes = {key: np.abs(gradient) for key, gradient in given.items()}
         if self.window > 1:
-            given = self._accumulate(given)
+            given, magnitudes = self._accumulate(given)
             if given is None:
                 return False, np.nan
         norm = global_norm(given.values())
@@ -112,6 +116,9 @@ class NumpyAdamW:
             return False, norm
         self.last_gradients = self._clip(given, norm)
         for key, gradient in self.last_gradients.items():
+            kept = np.abs(gradient) / np.where(given[key], abs(given[key]), 1)
+            kept = np.where(given[key], kept, 1)
+            self.last_magnitudes[key] = kept * magnitudes[key]
             self._update(key, gradient)
         self.iterations += 1
         if self.use_ema:
@@ -122,19 +129,24 @@ class NumpyAdamW:
         return {k: np.zeros_like(w) for k, w in self.weights.items()}
 
     def _accumulate(self, given):
-        """The window's mean gradients, or None while it is incomplete."""
+        """The window's means of g and |g|, or None while it is incomplete."""
         total = self.slots["accumulator"]
         for key, gradient in given.items():
             total[key] = total[key] + gradient
+            self._absolute[key] = self._absolute[key] + np.abs(gradient)
         self._seen_in_window |= set(given)
         self.position += 1
         if self.position < self.window:
-            return None
-        mean = {k: total[k] / self.window for k in self._seen_in_window}
+            return None, None
+        mean, magnitude = (
+            {key: sums[key] / self.window for key in self._seen_in_window}
+            for sums in (total, self._absolute)
+        )
         self.slots["accumulator"] = self._zeros()
+        self._absolute = self._zeros()
         self._seen_in_window = set()
         self.position = 0
-        return mean
+        return mean, magnitude
 
     def _clip(self, gradients, norm):
         if self.clipvalue is not None:
