@@ -83,7 +83,7 @@ class NumpyAdamW:
         self.round_to = round_to
         self.iterations = 0
         self.position = 0
-        self.averaged_updates = 0
+        self.averaged = set()  # keys with an average
         # Of the last update: what each variable received after the clipping,
         # the same without cancellation inside the window, and its change per
         # unit of momentum, alpha / (sqrt(v) + epsilon).
@@ -206,9 +206,9 @@ class NumpyAdamW:
         self.weights[key] = value
 
     def _average(self, updated):
-        self.averaged_updates += 1
-        momentum = self.ema_momentum if self.averaged_updates > 1 else 0.0
         for key in updated:
+            momentum = self.ema_momentum if key in self.averaged else 0.0
+            self.averaged.add(key)
             self._blend("average", key, self.weights[key], momentum)
         frequency = self.ema_overwrite_frequency
         if frequency and self.iterations % frequency == 0:

@@ -120,7 +120,6 @@ def test_keys(tmp_path):
     expected = {
         "counters/iterations",
         "counters/window_position",
-        "counters/averaged_updates",
         "hyperparameters/learning_rate",
         "hyperparameters/weight_decay",
     }

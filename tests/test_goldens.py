@@ -68,8 +68,7 @@ def reference_of(option, golden):
     counters = "optimizer/counters/"
     reference.iterations = golden[counters + "iterations"]
     reference.position = golden.get(counters + "window_position", 0)
-    averaged = golden.get(counters + "averaged_updates", 0)
-    reference.averaged_updates = averaged
+    reference.averaged = set(weights)
     return reference
 
 

@@ -60,10 +60,10 @@ def _overwrite_or_add(
 
 
 def window_mean(
-    accumulators: Sequence[tf.Variable], steps: int
+    accumulators: Sequence[tf.Variable], position: tf.Tensor
 ) -> list[tf.Tensor]:
-    """Returns the mean gradients of a complete window of `steps`."""
+    """Returns the mean gradients of a window that ends at `position`."""
     return [
-        accumulator / tf.constant(steps, accumulator.dtype)
+        accumulator / tf.cast(position + 1, accumulator.dtype)
         for accumulator in accumulators
     ]

@@ -11,11 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import arguments, config, loss_scale, summary
+from tf_adamw import arguments, configuration, loss_scale, summary
 from tf_adamw.compilation import Programs
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
-from tf_adamw.keys import raw_variable
+from tf_adamw.keys import as_list, raw_variable
 from tf_adamw.patterns import Exclusions
 from tf_adamw.step import ApplyResult, Step
 
@@ -53,7 +53,9 @@ class AdamW(Step):
     Args:
       learning_rate: `lr`: a number of at least 0, a scalar tensor or
         `tf.Variable`, a callable without arguments, or a schedule: a callable
-        of the number of `apply` calls before this one.
+        of the number of `apply` calls before this one. A callable without
+        arguments is called by `apply`: within a `tf.function` once, when that
+        is traced.
       weight_decay: `wd`, likewise.
       beta_1: decay rate of the first moment, in [0, 1): a number, a scalar
         tensor or `tf.Variable`, or a callable without arguments.
@@ -80,7 +82,8 @@ class AdamW(Step):
       name: of the module.
       exclude_from_weight_decay: which variables are not decayed: a list of
         regular expressions, searched in the keys and the variables' names,
-        and of variables; or a predicate on the key.
+        and of variables; or a predicate on the key. Each has to match when
+        variables are built.
       learning_rate_multipliers: a dict of regular expressions and factors on
         the learning rate, decay included, numbers or scalar variables; the
         first pattern that matches a variable counts.
@@ -159,13 +162,44 @@ class AdamW(Step):
         self.skip_nonfinite = arguments.flag("skip_nonfinite", skip_nonfinite)
         self.jit_compile = arguments.jit_mode(jit_compile)
         self._programs = Programs(self._step)
+        self._fixed = frozenset((*PLAIN_OPTIONS, "beta_1", "beta_2", "epsilon"))
+
+    @property
+    def beta_1(self) -> Any:
+        """`beta_1`: a Python float, or the tensor or variable given."""
+        return self._hyperparameter("beta_1")
+
+    @property
+    def beta_2(self) -> Any:
+        """`beta_2`, likewise."""
+        return self._hyperparameter("beta_2")
+
+    @property
+    def epsilon(self) -> Any:
+        """`epsilon`, likewise."""
+        return self._hyperparameter("epsilon")
 
     @tf.autograph.experimental.do_not_convert
     def apply_gradients(
         self, grads_and_vars: Iterable[tuple[Any, Any]]
     ) -> ApplyResult:
-        """Does one step: `apply` for pairs of gradient and variable."""
-        pairs = list(grads_and_vars)
+        """Does one step: `apply` for pairs of gradient and variable.
+
+        Args:
+          grads_and_vars: the pairs.
+
+        Returns:
+          An `ApplyResult`.
+
+        Raises:
+          TypeError: if these are no pairs, and as `apply`.
+          ValueError: as `apply`.
+        """
+        pairs = as_list("grads_and_vars", grads_and_vars)
+        if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+            raise TypeError(
+                "grads_and_vars must be a list of pairs (gradient, variable)."
+            )
         return self.apply([g for g, _ in pairs], [v for _, v in pairs])
 
     @tf.autograph.experimental.do_not_convert
@@ -179,15 +213,18 @@ class AdamW(Step):
 
         Args:
           loss: a callable without arguments that returns the loss, or the loss
-            itself, recorded by `tape`. The loss scale is applied here.
-          var_list: the variables, or a callable that returns them.
-          tape: needed where `loss` is a tensor.
+            itself, recorded by `tape`. It is not scaled yet: the loss scale is
+            applied here.
+          var_list: a list of the variables, or a callable that returns it.
+          tape: needed where `loss` is a tensor; where it is a callable, a tape
+            of its own records it.
 
         Returns:
           An `ApplyResult`.
 
         Raises:
-          ValueError: if `loss` is a tensor and there is no tape.
+          ValueError: if `loss` is a tensor and there is no tape, and as
+            `apply`.
         """
         if callable(loss):
             with tf.GradientTape() as tape:
@@ -197,14 +234,21 @@ class AdamW(Step):
                 "minimize needs the tape that recorded the loss, or a "
                 "callable that computes the loss."
             )
-        variables = list(var_list() if callable(var_list) else var_list)
+        if callable(var_list):
+            var_list = var_list()
+        variables = as_list("var_list", var_list)
+        loss = tf.convert_to_tensor(loss)
         raw = [raw_variable(variable) for variable in variables]
         scale = self.scale_loss(tf.ones_like(loss))
         grads = tape.gradient(loss, raw, output_gradients=scale)
         return self.apply(grads, variables)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns `loss * loss_scale_factor`; without a factor, `loss`."""
+        """Returns `loss * loss_scale_factor`; without a factor, `loss`.
+
+        Raises:
+          ValueError: if the factor is too large for the loss's dtype.
+        """
         return loss_scale.scale(loss, self.loss_scale_factor)
 
     def get_config(self) -> dict[str, Any]:
@@ -218,12 +262,12 @@ class AdamW(Step):
         """
         plain = {name: getattr(self, name) for name in PLAIN_OPTIONS}
         return {
-            **config.hyperparameter_config(self.hyperparameters),
+            **configuration.hyperparameter_config(self.hyperparameters),
             **plain,
-            "exclude_from_weight_decay": config.exclusion_config(
+            "exclude_from_weight_decay": configuration.exclusion_config(
                 self._exclusions, self._registry
             ),
-            "learning_rate_multipliers": config.multiplier_config(
+            "learning_rate_multipliers": configuration.multiplier_config(
                 self._multipliers
             ),
         }
@@ -231,22 +275,22 @@ class AdamW(Step):
     @classmethod
     def from_config(
         cls,
-        configuration: Mapping[str, Any],
+        config: Mapping[str, Any],
         custom_objects: Mapping[str, Any] | None = None,
     ) -> AdamW:
         """Makes an optimizer from what `get_config` returned.
 
         Args:
-          configuration: the dict.
+          config: the dict.
           custom_objects: classes of schedules by name, before those that are
             imported from where they were defined.
         """
         return cls(
             **{
-                name: config.restored(value, custom_objects)
+                name: configuration.restored(value, custom_objects)
                 if name in HYPERPARAMETERS
                 else value
-                for name, value in configuration.items()
+                for name, value in config.items()
             }
         )
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
 
-def check_strategy() -> None:
+def check_strategy(variables: Iterable[tf.Variable] = ()) -> None:
     """Refuses a strategy whose replicas would drift apart.
+
+    Args:
+      variables: the current strategy is checked, and that of each of these.
 
     Raises:
       ValueError: if more than one replica is in sync.
     """
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1:
+    strategies = [tf.distribute.get_strategy()]
+    for variable in variables:
+        if isinstance(variable, tf.distribute.DistributedValues):
+            strategies.append(variable.distribute_strategy)
+    for strategy in strategies:
+        if strategy.num_replicas_in_sync == 1:
+            continue
         raise ValueError(
             f"{type(strategy).__name__} has {strategy.num_replicas_in_sync} "
             "replicas in sync; this version of AdamW supports one: the default "

@@ -7,8 +7,10 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from tf_adamw.keys import unwrapped
 from tf_adamw.patterns import check_pattern
 
 
@@ -49,9 +51,15 @@ def number(argument: str, value: Any) -> float:
     """
     plain = plain_number(value)
     allowed = RANGES[argument]
-    if plain is None or not allowed.accepts(plain):
+    if plain is None or not accepts(allowed, plain):
         raise ValueError(f"{argument} must be {allowed.text}, got {value!r}.")
     return plain
+
+
+def accepts(allowed: Range, value: float) -> bool:
+    """Whether the value is in range, and still is when float32 holds it."""
+    with np.errstate(over="ignore"):
+        return allowed.accepts(value) and allowed.accepts(np.float32(value))
 
 
 def optional_number(argument: str, value: Any) -> float | None:
@@ -134,10 +142,12 @@ def multipliers(value: Any) -> dict[str, float | tf.Variable]:
     checked = {}
     for pattern, factor in value.items():
         check_pattern(argument, pattern)
-        plain = factor
-        if not isinstance(factor, tf.Variable):
+        plain = factor = unwrapped(factor)
+        if isinstance(factor, tf.Variable):
+            floating_scalar(f"{argument}: the factor of {pattern!r}", factor)
+        else:
             plain = plain_number(factor)
-            if plain is None or not FROM_0.accepts(plain):
+            if plain is None or not accepts(FROM_0, plain):
                 raise ValueError(
                     f"{argument}: the factor of {pattern!r} must be "
                     f"{FROM_0.text} or a tf.Variable, got {factor!r}."
@@ -148,13 +158,22 @@ def multipliers(value: Any) -> dict[str, float | tf.Variable]:
 
 def plain_number(value: Any) -> float | None:
     """A float from a Python or NumPy number or an eager scalar tensor."""
-    if isinstance(value, (bool, str, bytes)) or value is None:
-        return None
     if hasattr(value, "numpy"):
         value = value.numpy()
-    if getattr(value, "shape", ()) != ():
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # "V" is NumPy's kind of bfloat16.
+    array = getattr(value, "shape", None) == () and value.dtype.kind in "iufV"
+    return float(value) if real or array else None
+
+
+def floating_scalar(what: str, value: Any) -> Any:
+    """Returns a floating-point scalar variable or tensor.
+
+    Raises:
+      ValueError: if it has another shape or dtype.
+    """
+    if value.shape.rank not in (0, None) or not value.dtype.is_floating:
+        raise ValueError(
+            f"{what} must be a floating-point scalar, got {value!r}."
+        )
+    return value

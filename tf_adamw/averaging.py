@@ -1,55 +1,45 @@
-"""Step 9: the exponential moving average of the weights."""
+"""Step 9: the exponential moving average of the weights.
+
+An average is NaN until its variable's first update: it then starts from the
+weights, whenever that is, and whatever a checkpoint has replaced before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import tensorflow as tf
 
-
-class Factors(NamedTuple):
-    """The scalars of one step: `average <- kept * average + new * w`."""
-
-    kept: tf.Tensor
-    new: tf.Tensor
+from tf_adamw.dtypes import scalar
 
 
-def step_factors(
-    momentum: float, averaged_updates: tf.Tensor, dtype: tf.DType
-) -> Factors:
-    """Returns `momentum` and `1 - momentum`; 0 and 1 at the first update.
-
-    Args:
-      momentum: `ema_momentum`, between 0 and 1.
-      averaged_updates: integer scalar, the updates averaged before this one.
-      dtype: float32 or float64.
-    """
-    first = tf.equal(averaged_updates, 0)
-    return Factors(
-        kept=tf.where(first, tf.zeros([], dtype), tf.constant(momentum, dtype)),
-        new=tf.where(
-            first, tf.ones([], dtype), tf.constant(1 - momentum, dtype)
-        ),
-    )
-
-
-def average(
-    value: tf.Variable, variable: tf.Variable, factors: Factors
-) -> None:
+def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
     """Moves an average towards the new weights.
 
     ```none
     average <- momentum * average + (1 - momentum) * w
     ```
 
+    The first update sets it to the weights.
+
     Args:
       value: the average, float32 or float64.
       variable: the weights, same shape, any floating dtype.
-      factors: the step's, in the dtype of `value`.
+      momentum: `ema_momentum`, between 0 and 1.
     """
     weights = tf.cast(variable, value.dtype)
-    value.assign(factors.kept * value + factors.new * weights)
+    kept = scalar(momentum, value.dtype) * value
+    moved = kept + scalar(1 - momentum, value.dtype) * weights
+    value.assign(tf.where(tf.math.is_nan(value), weights, moved))
+
+
+def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
+    """Returns the average; the weights, in its dtype, before the first update.
+
+    Args:
+      value: the average, float32 or float64.
+      variable: the weights, same shape, any floating dtype.
+    """
+    weights = tf.cast(variable, value.dtype)
+    return tf.where(tf.math.is_nan(value), weights, value)
 
 
 def overwrite_due(iterations: tf.Tensor, frequency: int) -> tf.Tensor:
@@ -78,29 +68,10 @@ def overwrite(
     if compiled:
         weights = tf.cast(value, variable.dtype)
         variable.assign(tf.where(due, weights, variable))
-    else:
-        tf.cond(due, lambda: copy([value], [variable]), lambda: True)
+        return
 
+    def copy() -> bool:
+        variable.assign(tf.cast(value, variable.dtype))
+        return True
 
-def seed(
-    averages: Sequence[tf.Variable],
-    variables: Sequence[tf.Variable],
-    averaged_updates: tf.Tensor,
-) -> None:
-    """Sets the averages of variables without a gradient at the first update.
-
-    They would otherwise keep the weights of the time of `build`, which a
-    checkpoint may have replaced since.
-    """
-    if averages:
-        first = tf.equal(averaged_updates, 0)
-        tf.cond(first, lambda: copy(variables, averages), lambda: True)
-
-
-def copy(
-    sources: Sequence[tf.Variable], targets: Sequence[tf.Variable]
-) -> bool:
-    """Assigns each source to its target, in the target's dtype."""
-    for source, target in zip(sources, targets, strict=True):
-        target.assign(tf.cast(source, target.dtype))
-    return True
+    tf.cond(due, copy, lambda: True)

@@ -9,13 +9,29 @@ import tensorflow as tf
 from tf_adamw.dtypes import widen, widest
 
 
+def squared_norms(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the squared Euclidean norms, in float32 or float64.
+
+    Args:
+      gradients: tensors of any shape and floating dtype.
+    """
+    return [tf.reduce_sum(tf.square(widen(g))) for g in gradients]
+
+
+def global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the norm of all gradients together, of their `squared_norms`."""
+    dtype = widest(square.dtype for square in squares)
+    return tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))
+
+
 def clip(
     gradients: Sequence[tf.Tensor],
+    squares: Sequence[tf.Tensor] | None = None,
     *,
     clipvalue: float | None = None,
     clipnorm: float | None = None,
     global_clipnorm: float | None = None,
-) -> tuple[list[tf.Tensor], tf.Tensor | None]:
+) -> list[tf.Tensor]:
     """Clips by value, by each gradient's norm, or by the global norm.
 
     ```none
@@ -24,47 +40,35 @@ def clip(
     g <- g * min(1, global_clipnorm / sqrt(sum of all |g|^2))
     ```
 
-    At most one of the three bounds is given. Norms are float32 (float64 for
-    float64 gradients). A norm of infinity or NaN makes the clipped gradients
-    NaN, so that it cannot pass for a small step.
+    At most one of the three bounds is given. A norm of infinity or NaN makes
+    the clipped gradients NaN: it must not pass for a small step.
 
     Args:
       gradients: tensors of any shape and floating dtype.
+      squares: their `squared_norms`, for a clip by norm.
       clipvalue: largest absolute value of an element.
       clipnorm: largest Euclidean norm of one gradient.
       global_clipnorm: largest Euclidean norm of all gradients together.
 
     Returns:
-      The clipped gradients, and the float32 global norm before the clipping
-      if a norm was asked for, otherwise None.
+      The clipped gradients, in float32 or float64 where there is a bound.
     """
     gradients = list(gradients)
-    if clipvalue is not None:
-        clipped = [
-            tf.clip_by_value(g, -clipvalue, clipvalue) for g in gradients
-        ]
-        return clipped, None
-    if clipnorm is None and global_clipnorm is None:
-        return gradients, None
+    if clipvalue is None and squares is None:
+        return gradients
     gradients = [widen(gradient) for gradient in gradients]
-    squares = [tf.reduce_sum(tf.square(g)) for g in gradients]
-    global_norm = _global_norm(squares)
+    if clipvalue is not None:
+        return [tf.clip_by_value(g, -clipvalue, clipvalue) for g in gradients]
     if clipnorm is not None:
         norms = [tf.sqrt(square) for square in squares]
         bound = clipnorm
     else:
-        norms = [global_norm] * len(gradients)
+        norms = [global_norm(squares)] * len(gradients)
         bound = global_clipnorm
-    clipped = [
+    return [
         gradient * _factor(tf.cast(norm, gradient.dtype), bound)
         for gradient, norm in zip(gradients, norms, strict=True)
     ]
-    return clipped, tf.cast(global_norm, tf.float32)
-
-
-def _global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
-    dtype = widest(square.dtype for square in squares)
-    return tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))
 
 
 def _factor(norm: tf.Tensor, bound: float) -> tf.Tensor:

@@ -14,24 +14,18 @@ class Counters(tf.Module):
       iterations: the number of updates applied.
       window_position: the micro-step's position in the window, from 0;
         without accumulation None.
-      averaged_updates: the number of updates in the average; without EMA
-        None. A checkpoint made without EMA lacks it, so that the average
-        starts from the weights whenever EMA is switched on.
     """
 
-    def __init__(self, *, accumulates: bool, use_ema: bool) -> None:
+    def __init__(self, *, accumulates: bool) -> None:
         super().__init__(name="counters")
         self.iterations = _counter("iterations")
         self.window_position = (
             _counter("window_position") if accumulates else None
         )
-        self.averaged_updates = (
-            _counter("averaged_updates") if use_ema else None
-        )
 
     def place(self, device: str) -> None:
         """Moves the counters to the device of the weights."""
-        for name in ("iterations", "window_position", "averaged_updates"):
+        for name in ("iterations", "window_position"):
             counter = getattr(self, name)
             if counter is not None:
                 setattr(self, name, on_device(counter, device))
@@ -44,16 +38,15 @@ class Counters(tf.Module):
 
     def count_micro_step(self, position: tf.Tensor, last: int) -> None:
         """Moves on in the window, from `position`; from `last` to its start."""
-        # A comparison: 64-bit remainders are emulated on TPU.
+        # A comparison: 64-bit remainders are emulated on TPU. A window that
+        # was longer when it was saved may be past its end.
         start = tf.zeros_like(position)
-        following = tf.where(tf.equal(position, last), start, position + 1)
+        following = tf.where(position >= last, start, position + 1)
         self.window_position.assign(following)
 
     def count_update(self) -> None:
         """Counts an update that was applied."""
         self.iterations.assign_add(1)
-        if self.averaged_updates is not None:
-            self.averaged_updates.assign_add(1)
 
 
 def _counter(name: str) -> tf.Variable:

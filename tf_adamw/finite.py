@@ -11,7 +11,8 @@ def all_finite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns a bool scalar: whether no element is infinite or NaN.
 
     Args:
-      gradients: tensors of any shape and floating dtype.
+      gradients: tensors of any shape and floating dtype; also what clipping
+        computed of them: a norm can overflow where no gradient does.
     """
     verdicts = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
     return tf.reduce_all(tf.stack(verdicts))

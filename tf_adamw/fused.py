@@ -39,8 +39,15 @@ def as_ops_see(
 
 
 def serves(variable: tf.Variable, momentum: tf.Variable) -> bool:
-    """Whether the ops apply: they want one dtype for weights and moments."""
-    return variable.dtype == momentum.dtype
+    """Whether the ops apply.
+
+    They want one dtype for weights and moments, and a handle, which the
+    variables of a strategy have within `strategy.run` only.
+    """
+    outside = tf.distribute.in_cross_replica_context() and isinstance(
+        variable, tf.distribute.DistributedValues
+    )
+    return variable.dtype == momentum.dtype and not outside
 
 
 def update(

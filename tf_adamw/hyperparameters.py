@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_adamw import arguments
 from tf_adamw.dtypes import scalar
+from tf_adamw.keys import unwrapped
 from tf_adamw.placement import on_device
 
 NAMES = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
@@ -33,14 +34,17 @@ class Hyperparameters(tf.Module):
     def __init__(self, **given: Any) -> None:
         super().__init__(name="hyperparameters")
         self._schedules = frozenset(
-            name for name in ASSIGNABLE if _takes(given[name], 1)
+            name
+            for name in ASSIGNABLE
+            if _takes(given[name], 1) and not _takes(given[name], 0)
         )
         for name in NAMES:
             setattr(self, name, self._held(name, given[name]))
 
     def _held(self, name: str, value: Any) -> Any:
+        value = unwrapped(value)
         if isinstance(value, tf.Variable):
-            _checked_scalar(name, value)
+            arguments.floating_scalar(name, value)
             if tf.executing_eagerly():
                 arguments.number(name, value)
             return value
@@ -55,17 +59,21 @@ class Hyperparameters(tf.Module):
                 f"callable of {accepted}, got {value!r}."
             )
         if tf.is_tensor(value) and not hasattr(value, "numpy"):
-            return _checked_scalar(name, value)
+            return arguments.floating_scalar(name, value)
         number = arguments.number(name, value)
         if name not in ASSIGNABLE:
             return number
         setattr(self, f"_given_{name}", number)
         return _scalar_variable(name, number, tf.float32)
 
+    def owns(self, name: str) -> bool:
+        """Whether the optimizer made the variable that holds the value."""
+        return hasattr(self, f"_given_{name}")
+
     def place(self, device: str) -> None:
         """Moves the variables of the optimizer's own to a device."""
         for name in ASSIGNABLE:
-            if hasattr(self, f"_given_{name}"):
+            if self.owns(name):
                 setattr(self, name, on_device(getattr(self, name), device))
 
     def keep_float64(self, device: str) -> None:
@@ -124,7 +132,7 @@ class Hyperparameters(tf.Module):
         if name in live:
             return tf.cast(live[name], dtype)
         if name in self._schedules:
-            return scalar(held(step), dtype)
+            return scalar(_scheduled(name, held, step), dtype)
         exact = getattr(self, f"{name}_float64", None)
         if dtype != tf.float64 or exact is None:
             return tf.cast(held, dtype)
@@ -135,7 +143,7 @@ class Hyperparameters(tf.Module):
         """Returns the variable that holds the value, or else the value."""
         held = getattr(self, name)
         if name in self._schedules:
-            return tf.convert_to_tensor(held(step))
+            return tf.convert_to_tensor(_scheduled(name, held, step))
         if callable(held) and not isinstance(held, tf.Variable):
             return tf.convert_to_tensor(_number_or_tensor(name, held()))
         return held
@@ -166,7 +174,8 @@ class Hyperparameters(tf.Module):
                 f"{name} is a {type(held).__name__} and cannot be assigned; "
                 "give AdamW a number or a tf.Variable to change it later."
             )
-        if not tf.is_tensor(value) or hasattr(value, "numpy"):
+        symbolic = tf.is_tensor(value) and not tf.executing_eagerly()
+        if not symbolic:
             value = arguments.number(name, value)
         held.assign(scalar(value, held.dtype))
         if isinstance(value, float):
@@ -182,7 +191,19 @@ def _scalar_variable(name: str, value: float, dtype: tf.DType) -> tf.Variable:
 
 
 def _number_or_tensor(name: str, value: Any) -> Any:
-    return value if tf.is_tensor(value) else arguments.number(name, value)
+    if tf.is_tensor(value):
+        return arguments.floating_scalar(name, value)
+    return arguments.number(name, value)
+
+
+def _scheduled(name: str, schedule: Any, step: tf.Tensor) -> Any:
+    try:
+        return _number_or_tensor(name, schedule(step))
+    except (TypeError, tf.errors.OperatorNotAllowedInGraphError) as error:
+        raise ValueError(
+            f"{name} is a schedule that cannot be traced with a tensor as the "
+            f"step ({str(error).splitlines()[0]}); use TensorFlow's operations."
+        ) from error
 
 
 def _takes(value: Any, count: int) -> bool:
@@ -194,11 +215,3 @@ def _takes(value: Any, count: int) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _checked_scalar(name: str, value: Any) -> Any:
-    if value.shape.rank not in (0, None) or not value.dtype.is_floating:
-        raise ValueError(
-            f"{name} must be a floating-point scalar, got {value!r}."
-        )
-    return value

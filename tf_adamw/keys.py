@@ -16,14 +16,40 @@ def raw_variable(variable: Any) -> tf.Variable:
     Raises:
       TypeError: if there is none.
     """
-    if isinstance(variable, tf.Variable):
-        return variable
-    inner = getattr(variable, "value", None)
+    inner = unwrapped(variable)
     if isinstance(inner, tf.Variable):
         return inner
     raise TypeError(
         f"Expected a tf.Variable or a Keras variable, got {variable!r}."
     )
+
+
+def unwrapped(value: Any) -> Any:
+    """Returns the `tf.Variable` inside a Keras 3 variable, or `value` itself.
+
+    Inside Keras's autocast scope a Keras variable shows a tensor: it is
+    returned as it is then.
+    """
+    if isinstance(value, tf.Variable) or not has_path(value):
+        return value
+    inner = getattr(value, "value", None)
+    return inner if isinstance(inner, tf.Variable) else value
+
+
+def as_list(argument: str, values: Any) -> list[Any]:
+    """Returns a list of gradients or variables.
+
+    Raises:
+      TypeError: if it is a single one, a dict, a string, or not iterable.
+    """
+    single = isinstance(values, (str, bytes, Mapping)) or hasattr(
+        values, "dtype"
+    )
+    if single or not isinstance(values, Iterable):
+        raise TypeError(
+            f"{argument} must be a list, got {type(values).__name__}."
+        )
+    return list(values)
 
 
 def has_path(variable: Any) -> bool:
@@ -60,7 +86,7 @@ def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
     if isinstance(variables, Mapping):
         return [(_dict_key(key), value) for key, value in variables.items()]
     if not hasattr(variables, "trainable_variables"):
-        return [(own_name(v), v) for v in variables]
+        return [(own_name(v), v) for v in as_list("variables", variables)]
     paths = object_paths(variables)
     return [
         (own_name(v) if has_path(v) else paths.get(id(v), own_name(v)), v)

@@ -10,10 +10,19 @@ from tf_adamw.dtypes import widen
 
 
 def scale(loss: tf.Tensor, factor: float | None) -> tf.Tensor:
-    """Returns `loss * factor`, or `loss` itself without a factor."""
+    """Returns `loss * factor`, or `loss` itself without a factor.
+
+    Raises:
+      ValueError: if the factor is too large for the loss's dtype.
+    """
     if factor is None:
         return loss
     loss = tf.convert_to_tensor(loss)
+    if factor > loss.dtype.max:
+        raise ValueError(
+            f"loss_scale_factor={factor:g} is more than a {loss.dtype.name} "
+            f"loss can hold ({loss.dtype.max:g}); cast the loss to float32."
+        )
     return loss * tf.constant(factor, loss.dtype)
 
 

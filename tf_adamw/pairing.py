@@ -60,8 +60,7 @@ def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
     if isinstance(gradient, tf.IndexedSlices):
         dtype, shape = gradient.dtype, _sparse_shape(gradient, variable)
     else:
-        if not tf.is_tensor(gradient):
-            gradient = _converted(gradient, variable)
+        gradient = _converted(gradient, variable, key)
         dtype, shape = gradient.dtype, gradient.shape
     if dtype != variable.dtype:
         raise TypeError(
@@ -74,28 +73,49 @@ def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
             f"{variable.shape}."
         )
     if isinstance(gradient, tf.IndexedSlices):
-        return dense(gradient, variable)
+        return dense(gradient, variable, key)
     if not shape.is_fully_defined():
         gradient = tf.ensure_shape(gradient, variable.shape)
     return gradient
 
 
-def dense(slices: tf.IndexedSlices, variable: tf.Variable) -> tf.Tensor:
-    """Returns the dense gradient: rows with the same index are summed."""
-    rows = tf.math.unsorted_segment_sum(
-        slices.values, slices.indices, variable.shape[0]
-    )
-    return tf.ensure_shape(rows, variable.shape)
+def dense(
+    slices: tf.IndexedSlices, variable: tf.Variable, key: str
+) -> tf.Tensor:
+    """Returns the dense gradient: rows with the same index are summed.
+
+    Raises:
+      ValueError: if an index is out of range. In a function, where it has no
+        value yet, TensorFlow ignores or refuses it when the function runs.
+    """
+    indices, rows = slices.indices, variable.shape[0]
+    if hasattr(indices, "numpy"):
+        wrong = indices.numpy()
+        wrong = wrong[(wrong < 0) | (wrong >= rows)]
+        if wrong.size:
+            raise ValueError(
+                f"The gradient of {key!r} has row {wrong[0]}; the variable "
+                f"has {rows} rows."
+            )
+    total = tf.math.unsorted_segment_sum(slices.values, indices, rows)
+    return tf.ensure_shape(total, variable.shape)
 
 
 def _sparse_shape(
     slices: tf.IndexedSlices, variable: tf.Variable
 ) -> tf.TensorShape:
-    rows = variable.shape[:1]
-    return rows.concatenate(slices.values.shape[1:])
+    if variable.shape.rank == 0:
+        return slices.values.shape  # at least a vector: no scalar's
+    return variable.shape[:1].concatenate(slices.values.shape[1:])
 
 
-def _converted(gradient: Any, variable: tf.Variable) -> tf.Tensor:
-    # NumPy arrays keep their dtype, Python lists take the variable's.
+def _converted(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
+    # Tensors and NumPy arrays keep their dtype, lists take the variable's.
     dtype = None if hasattr(gradient, "dtype") else variable.dtype
-    return tf.convert_to_tensor(gradient, dtype)
+    try:
+        return tf.convert_to_tensor(gradient, dtype)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"The gradient of {key!r} is a {type(gradient).__name__}, not a "
+            "tensor of the variable's shape or a tf.IndexedSlices."
+        ) from None

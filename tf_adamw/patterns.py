@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw.keys import own_name, raw_variable
-from tf_adamw.registry import Parameter
+from tf_adamw.keys import as_list, own_name, raw_variable, unwrapped
+from tf_adamw.registry import Parameter, listed
 
-Exclusion = str | Any | Callable[[str], bool]
+ARGUMENT = "exclude_from_weight_decay"
 
 
 class Exclusions:
@@ -26,18 +26,19 @@ class Exclusions:
         if _is_predicate(given):
             self.predicate = given
             return
-        entries = [given] if isinstance(given, str) else list(given)
-        self.patterns = [e for e in entries if isinstance(e, str)]
-        self.variables = [e for e in entries if not isinstance(e, str)]
-        _check("exclude_from_weight_decay", self.patterns, self.variables)
+        for entry in _entries(given):
+            if isinstance(unwrapped(entry), tf.Variable):
+                self.variables.append(entry)
+            else:
+                check_pattern(ARGUMENT, entry)
+                self.patterns.append(entry)
 
-    def extended(self, patterns: Iterable[str], variables: Iterable[Any]):
+    def extended(self, patterns: Any, variables: Any) -> Exclusions:
         """Returns a copy with more entries."""
-        copy = Exclusions()
+        copy = Exclusions([*_entries(patterns), *_entries(variables)])
         copy.predicate = self.predicate
-        copy.patterns = [*self.patterns, *patterns]
-        copy.variables = [*self.variables, *variables]
-        _check("exclude_from_weight_decay", copy.patterns, copy.variables)
+        copy.patterns[:0] = self.patterns
+        copy.variables[:0] = self.variables
         return copy
 
     def resolve(self, parameters: Sequence[Parameter]) -> set[str]:
@@ -48,7 +49,7 @@ class Exclusions:
         """
         excluded = set()
         for pattern in self.patterns:
-            matched = _matched("exclude_from_weight_decay", pattern, parameters)
+            matched = _matched(ARGUMENT, pattern, parameters)
             excluded.update(parameter.key for parameter in matched)
         by_ref = {p.variable.ref(): p.key for p in parameters}
         for variable in self.variables:
@@ -57,7 +58,7 @@ class Exclusions:
                 raise ValueError(
                     "exclude_from_weight_decay was given the variable "
                     f"{own_name(variable)!r}, which is not one of those "
-                    f"passed to build(): {_listed(parameters)}."
+                    f"passed to build(): {listed(parameters)}."
                 )
             excluded.add(by_ref[ref])
         if self.predicate is not None:
@@ -83,12 +84,14 @@ def resolve_multipliers(
 
 
 def check_pattern(argument: str, pattern: Any) -> None:
-    """Refuses what is not a regular expression.
+    """Refuses what is not a regular expression in a string.
 
     Raises:
       ValueError: naming the argument and the pattern.
     """
     try:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a {type(pattern).__name__}")
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise ValueError(
@@ -96,37 +99,29 @@ def check_pattern(argument: str, pattern: Any) -> None:
         ) from None
 
 
-def _check(
-    argument: str, patterns: Iterable[str], variables: Iterable[Any]
-) -> None:
-    for pattern in patterns:
-        check_pattern(argument, pattern)
-    for variable in variables:
-        raw_variable(variable)
+def _entries(given: Any) -> list[Any]:
+    """A list of patterns and variables; one alone is a list of one."""
+    if given is None:
+        return []
+    alone = isinstance(given, str) or isinstance(unwrapped(given), tf.Variable)
+    return [given] if alone else as_list(ARGUMENT, given)
 
 
 def _is_predicate(given: Any) -> bool:
-    return callable(given) and not isinstance(given, (tf.Variable, str))
+    return callable(given) and not isinstance(unwrapped(given), tf.Variable)
 
 
 def _matched(
     argument: str, pattern: str, parameters: Sequence[Parameter]
 ) -> list[Parameter]:
-    matched = [
-        parameter
-        for parameter in parameters
-        if re.search(pattern, parameter.key)
-        or re.search(pattern, parameter.name)
+    # The keys come first, so that a pattern that fits one key alone excludes
+    # one variable alone.
+    matched = [p for p in parameters if re.search(pattern, p.key)] or [
+        p for p in parameters if re.search(pattern, p.name)
     ]
     if not matched:
         raise ValueError(
             f"{argument}: the pattern {pattern!r} matches none of the "
-            f"variables {_listed(parameters)}."
+            f"variables {listed(parameters)}."
         )
     return matched
-
-
-def _listed(parameters: Sequence[Parameter], limit: int = 20) -> str:
-    keys = [parameter.key for parameter in parameters]
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -75,15 +75,9 @@ class Registry:
         if parameter is None:
             raise ValueError(
                 f"The optimizer has no state for {own_name(variable)!r}: pass "
-                f"it to build(). It has state for: {self.listed()}."
+                f"it to build(). It has state for: {listed(self.parameters)}."
             )
         return parameter
-
-    def listed(self) -> str:
-        """The keys, as an error message lists them."""
-        keys = [parameter.key for parameter in self.parameters]
-        shown = ", ".join(keys[:20]) or "no variable"
-        return shown + (f" and {len(keys) - 20} more" if keys[20:] else "")
 
     def candidates(self, variables: Any) -> list[Parameter]:
         """Makes the parameters of those `variables` that have none yet.
@@ -91,12 +85,18 @@ class Registry:
         Raises:
           TypeError: if a variable is neither a floating-point `tf.Variable`
             nor a Keras variable of such a dtype.
+          ValueError: if its shape is not known.
         """
         keys, new = [], {}
         for key, variable in keyed_variables(variables):
             raw = raw_variable(variable)
             if raw.ref() in self._by_ref or raw.ref() in new:
                 continue
+            if not raw.shape.is_fully_defined():
+                raise ValueError(
+                    f"Variable {key!r} has the shape {raw.shape}; AdamW needs "
+                    "every dimension to be known."
+                )
             if raw.dtype not in UPDATED_DTYPES:
                 accepted = ", ".join(dtype.name for dtype in UPDATED_DTYPES)
                 raise TypeError(
@@ -115,3 +115,10 @@ class Registry:
         """Adds parameters made by `candidates`."""
         for parameter in parameters:
             self._by_ref[parameter.variable.ref()] = parameter
+
+
+def listed(parameters: Sequence[Parameter], limit: int = 20) -> str:
+    """The keys, as an error message lists them."""
+    keys = [parameter.key for parameter in parameters]
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return (", ".join(keys[:limit]) or "no variable") + more

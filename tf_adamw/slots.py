@@ -24,8 +24,8 @@ def create_slots(
 ) -> dict[str, tf.Variable]:
     """Creates the slots of one variable on the variable's device.
 
-    They have its shape and its arithmetic's dtype and start at zero, but for
-    the average, which starts at the weights.
+    They have its shape and its arithmetic's dtype and start at zero; the
+    average starts at NaN, which says that there is none yet.
     """
     return {name: _create(parameter, name) for name in names}
 
@@ -33,18 +33,9 @@ def create_slots(
 def _create(parameter: Parameter, name: str) -> tf.Variable:
     variable, dtype = parameter.variable, parameter.dtype
     with tf.init_scope(), tf.device(variable.device):
-        # A variable that the function being traced has just made has no value
-        # yet. Its average is set by the first update.
-        if name == "average" and _has_value(variable):
-            initial_value = tf.cast(variable, dtype)
-        else:
-            initial_value = tf.zeros(variable.shape, dtype)
+        start = float("nan") if name == "average" else 0.0
         return tf.Variable(
-            initial_value,
+            tf.fill(variable.shape, tf.constant(start, dtype)),
             trainable=False,
             name=f"{parameter.name}/{name}",
         )
-
-
-def _has_value(variable: tf.Variable) -> bool:
-    return tf.executing_eagerly() and bool(variable.is_initialized())

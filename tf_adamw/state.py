@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tf_adamw import averaging
 from tf_adamw.aggregation import check_strategy
 from tf_adamw.counters import Counters
 from tf_adamw.hyperparameters import Hyperparameters
+from tf_adamw.keys import as_list
 from tf_adamw.patterns import Exclusions, resolve_multipliers
 from tf_adamw.registry import Parameter, Registry
 from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names
@@ -43,22 +45,31 @@ class OptimizerState(tf.Module):
             accumulation_steps if accumulates else None
         )
         self.hyperparameters = hyperparameters
-        self.counters = Counters(accumulates=accumulates, use_ema=use_ema)
+        self.counters = Counters(accumulates=accumulates)
         self.slots: dict[str, dict[str, tf.Variable]] = {}
         self._slot_names = slot_names(
             amsgrad=amsgrad, use_ema=use_ema, accumulates=accumulates
         )
         self._registry = Registry()
         self._exclusions = exclusions
-        self._multipliers = multipliers
+        # Not a dict, which would be tracked, and saved under its patterns.
+        self._multipliers = types.MappingProxyType(multipliers)
         self._traced_by_caller = False
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fixed:
+            raise TypeError(
+                f"{name} is fixed when the optimizer is made; only "
+                "learning_rate and weight_decay can be assigned."
+            )
         # A `tf.Module` would track what is assigned to a property, too.
         if isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    # Attributes that programs have been traced with.
+    _fixed: frozenset[str] = frozenset()
 
     @property
     def iterations(self) -> tf.Variable:
@@ -109,13 +120,21 @@ class OptimizerState(tf.Module):
         Raises:
           TypeError: if a variable is not float16, bfloat16, float32 or
             float64.
-          ValueError: if a pattern for the decay or the rates matches nothing,
-            or the strategy has more replicas than one.
+          ValueError: if a shape is not known, a pattern for the decay or the
+            rates matches none of the variables built so far, the strategy has
+            more replicas than one, or gradients are accumulated and a
+            `tf.function` has been traced with a step in it.
         """
-        check_strategy()
         new = self._registry.candidates(variables)
+        check_strategy(parameter.variable for parameter in new)
         if not new:
             return
+        if self._traced_by_caller and self.gradient_accumulation_steps:
+            raise ValueError(
+                f"A step is traced already that would leave {new[0].key!r} out "
+                "of its windows: with gradient_accumulation_steps, build all "
+                "variables before the first step in a tf.function."
+            )
         self._treat([*self._registry.parameters, *new], self._exclusions)
         devices = {parameter.variable.device for parameter in new}
         if not len(self._registry) and len(devices) == 1:
@@ -143,7 +162,8 @@ class OptimizerState(tf.Module):
         Raises:
           ValueError: if the variable or the slot does not exist.
         """
-        slots = self.slots[self._registry.get(variable).key]
+        parameter = self._registry.get(variable)
+        slots = self.slots[parameter.key]
         if name not in slots:
             raise ValueError(
                 f"There is no slot {name!r}: this optimizer has "
@@ -154,11 +174,7 @@ class OptimizerState(tf.Module):
             empty = tf.equal(self.counters.window_position, 0)
             value = tf.where(empty, tf.zeros_like(value), value)
         if name == "average":
-            none_yet = tf.equal(self.counters.averaged_updates, 0)
-            weights = tf.cast(
-                self._registry.get(variable).variable, value.dtype
-            )
-            value = tf.where(none_yet, weights, value)
+            value = averaging.started(value, parameter.variable)
         return value
 
     def exclude_from_weight_decay(
@@ -183,7 +199,7 @@ class OptimizerState(tf.Module):
                 "exclude_from_weight_decay must be called before a step is "
                 "traced in a tf.function, which would go on without it."
             )
-        exclusions = self._exclusions.extended(var_names or (), var_list or ())
+        exclusions = self._exclusions.extended(var_names, var_list)
         if len(self._registry):
             self._treat(self._registry.parameters, exclusions)
         self._exclusions = exclusions
@@ -201,7 +217,7 @@ class OptimizerState(tf.Module):
     def _those_given(self, variables: Any) -> list[Any]:
         """Returns a list of variables, by default of all that were built."""
         if variables is not None:
-            return list(variables)
+            return as_list("trainable_variables", variables)
         if not len(self._registry):
             raise ValueError(
                 "Which variables? Pass trainable_variables, or call build() "
@@ -214,6 +230,9 @@ class OptimizerState(tf.Module):
 
         Args:
           var_list: the variables; by default all that were built.
+
+        Raises:
+          ValueError: if a variable was not built.
         """
         for variable in self._those_given(var_list) if self.use_ema else ():
             average = self.get_slot(variable, "average")
@@ -227,7 +246,8 @@ class OptimizerState(tf.Module):
         After it the weights are again, bit for bit, what they were before it.
 
         Raises:
-          ValueError: if `use_ema` is False, or in a `tf.function`.
+          ValueError: if `use_ema` is False, before `build`, or in a
+            `tf.function`.
         """
         if not self.use_ema:
             raise ValueError("averaged_weights() needs use_ema=True.")
@@ -236,6 +256,8 @@ class OptimizerState(tf.Module):
                 "averaged_weights() must be used outside of a tf.function."
             )
         variables = [p.variable for p in self._registry.parameters]
+        if not variables:
+            raise ValueError("averaged_weights() comes after build().")
         kept = [tf.identity(variable) for variable in variables]
         try:
             self.finalize_variable_values()
@@ -243,13 +265,3 @@ class OptimizerState(tf.Module):
         finally:
             for variable, value in zip(variables, kept, strict=True):
                 variable.assign(value)
-
-    def _seed_averages(self, updated: Collection[str]) -> None:
-        """Starts the averages of those parameters that are not `updated`."""
-        rest = [p for p in self._registry.parameters if p.key not in updated]
-        if self.use_ema:
-            averaging.seed(
-                [self.slots[p.key]["average"] for p in rest],
-                [p.variable for p in rest],
-                self.counters.averaged_updates,
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -22,7 +22,7 @@ from tf_adamw import (
 from tf_adamw.compilation import FUSED, Programs, choose_mode
 from tf_adamw.dtypes import arithmetic_dtype, widest
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
-from tf_adamw.keys import raw_variable
+from tf_adamw.keys import as_list, raw_variable
 from tf_adamw.patterns import Exclusions
 from tf_adamw.registry import Parameter
 from tf_adamw.scalars import Scalars, step_scalars
@@ -54,7 +54,6 @@ class _Constants(NamedTuple):
 
     scalars: Scalars
     betas: tuple[float | tf.Tensor, float | tf.Tensor]
-    ema: averaging.Factors | None
     due: tf.Tensor | None
 
 
@@ -110,12 +109,11 @@ class Step(OptimizerState):
           TypeError: if a dtype does not fit, likewise.
         """
         aggregation.check_strategy()
-        grads = list(grads)
+        grads = as_list("grads", grads)
         variables = self._those_given(trainable_variables)
         gradients = pairing.pair(grads, variables, self._registry)  # 1
         mode = choose_mode(
-            self.jit_compile,
-            {raw_variable(variables[place]).device for place in gradients},
+            self.jit_compile, self._devices(variables[p] for p in gradients)
         )
         live = self.hyperparameters.live_values(
             widest(arithmetic_dtype(g.dtype) for g in gradients.values())
@@ -125,14 +123,43 @@ class Step(OptimizerState):
             self.build(missing)
         if not tf.executing_eagerly():
             self._traced_by_caller = True
-        parameters = [
-            self._registry.get(variables[place]) for place in gradients
-        ]
-        applied, grad_norm = self._programs.run(
-            mode, parameters, list(gradients.values()), live
+        # In one order, so that another order of the variables is no other
+        # program.
+        pairs = sorted(
+            (
+                (self._registry.get(variables[place]), gradient)
+                for place, gradient in gradients.items()
+            ),
+            key=lambda pair: pair[0].key,
         )
-        by_norm = self.clipnorm is not None or self.global_clipnorm is not None
-        return ApplyResult(applied, grad_norm if by_norm else None)
+        parameters, ordered = zip(*pairs, strict=True)
+        applied, grad_norm = self._programs.run(mode, parameters, ordered, live)
+        return ApplyResult(applied, grad_norm if self._by_norm else None)
+
+    @property
+    def _by_norm(self) -> bool:
+        return self.clipnorm is not None or self.global_clipnorm is not None
+
+    def _devices(self, variables: Iterable[Any]) -> set[str]:
+        """The devices of all variables that the step touches."""
+        touched = [raw_variable(variable) for variable in variables]
+        built = self._registry.parameters
+        if self.gradient_accumulation_steps:
+            touched += [parameter.variable for parameter in built]
+        touched += [
+            held
+            for held in (*self._multipliers.values(), *self._scalars(built))
+            if isinstance(held, tf.Variable)
+        ]
+        return {variable.device for variable in touched}
+
+    def _scalars(self, built: Sequence[Parameter]) -> Iterable[Any]:
+        """The scalars that `build`, if it is still to come, will not move."""
+        if built:
+            yield self.counters.iterations
+        for name in HYPERPARAMETERS:
+            if built or not self.hyperparameters.owns(name):
+                yield getattr(self.hyperparameters, name)
 
     def _treat(
         self, parameters: Sequence[Parameter], exclusions: Exclusions
@@ -171,13 +198,11 @@ class Step(OptimizerState):
                 for p, accumulator in zip(everyone, accumulators, strict=True)
                 if p.key not in given
             }
-            mean = accumulation.window_mean(
-                accumulators, self.gradient_accumulation_steps
-            )
+            mean = accumulation.window_mean(accumulators, position)
             return self._update(everyone, mean, live, compiled, touched)
 
         last = self.gradient_accumulation_steps - 1
-        result = tf.cond(tf.equal(position, last), complete, _not_applied)
+        result = tf.cond(position >= last, complete, _not_applied)
         self.counters.count_micro_step(position, last)
         return result
 
@@ -191,27 +216,31 @@ class Step(OptimizerState):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Steps 4 to 10. `touched` says of some keys whether they take part."""
         gradients = aggregation.aggregate(gradients)  # 4
+        squares = clipping.squared_norms(gradients) if self._by_norm else None
 
         def change() -> tuple[tf.Tensor, tf.Tensor]:
             return self._change(
-                parameters, gradients, live, compiled, touched or {}
+                parameters, gradients, squares, live, compiled, touched or {}
             )
 
         if not self.skip_nonfinite:
             return change()
-        return tf.cond(finite.all_finite(gradients), change, _not_applied)  # 5
+        verdict = finite.all_finite([*gradients, *(squares or ())])  # 5
+        return tf.cond(verdict, change, _not_applied)
 
     def _change(
         self,
         parameters: Sequence[Parameter],
         gradients: Sequence[tf.Tensor],
+        squares: Sequence[tf.Tensor] | None,
         live: Mapping[str, tf.Tensor],
         compiled: bool,
         touched: Mapping[str, tf.Tensor],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Steps 6 to 10."""
-        gradients, grad_norm = clipping.clip(  # 6
+        gradients = clipping.clip(  # 6
             gradients,
+            squares,
             clipvalue=self.clipvalue,
             clipnorm=self.clipnorm,
             global_clipnorm=self.global_clipnorm,
@@ -220,8 +249,6 @@ class Step(OptimizerState):
             dtype: self._constants(dtype, live, compiled)
             for dtype in {parameter.dtype for parameter in parameters}
         }
-        always = {p.key for p in parameters if p.key not in touched}
-        self._seed_averages(always)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             update = functools.partial(  # 8 and 9
                 self._update_variable,
@@ -230,14 +257,15 @@ class Step(OptimizerState):
                 constants[parameter.dtype],
                 compiled,
             )
-            if parameter.key in always:
-                update()
-            else:
+            if parameter.key in touched:
                 tf.cond(touched[parameter.key], update, lambda: True)
+            else:
+                update()
         self.counters.count_update()  # 10
-        if grad_norm is None:
-            grad_norm = tf.constant(float("nan"))
-        return tf.constant(True), grad_norm
+        norm = tf.constant(float("nan"))
+        if squares is not None:
+            norm = tf.cast(clipping.global_norm(squares), tf.float32)
+        return tf.constant(True), norm
 
     def _constants(
         self, dtype: tf.DType, live: Mapping[str, tf.Tensor], compiled: bool
@@ -251,18 +279,14 @@ class Step(OptimizerState):
         iterations = tf.identity(self.counters.iterations)
         if not compiled:
             values = fused.as_ops_see(values, iterations, dtype)
-        ema = due = None
-        if self.use_ema:
-            averaged = tf.identity(self.counters.averaged_updates)
-            ema = averaging.step_factors(self.ema_momentum, averaged, dtype)
-            if self.ema_overwrite_frequency is not None:
-                due = averaging.overwrite_due(
-                    iterations, self.ema_overwrite_frequency
-                )
+        due = None
+        if self.use_ema and self.ema_overwrite_frequency is not None:
+            due = averaging.overwrite_due(
+                iterations, self.ema_overwrite_frequency
+            )
         return _Constants(
             step_scalars(iterations=iterations, dtype=dtype, **values),
             (values["beta_1"], values["beta_2"]),
-            ema,
             due,
         )
 
@@ -292,9 +316,9 @@ class Step(OptimizerState):
         else:
             new = update_rule.update(*arguments, **treatment)
             update_rule.assign(variable, slots, new)
-        if constants.ema is not None:
+        if self.use_ema:
             average = slots["average"]
-            averaging.average(average, variable, constants.ema)
+            averaging.average(average, variable, self.ema_momentum)
             if constants.due is not None:
                 averaging.overwrite(
                     average, variable, constants.due, compiled=compiled
