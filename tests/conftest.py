@@ -13,10 +13,18 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
+IN_CI = os.environ.get("CI") == "true"
+# Every smaller example is compiled anew: in CI a failure is not worth minutes.
+PHASES = [
+    phase
+    for phase in hypothesis.Phase
+    if not IN_CI or phase.name not in ("shrink", "explain")
+]
 hypothesis.settings.register_profile(
     "tf_adamw",
     deadline=None,
-    derandomize=os.environ.get("CI") == "true",
+    derandomize=IN_CI,
+    phases=PHASES,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.data_too_large,
@@ -34,11 +42,6 @@ def _seeds():
 @pytest.fixture
 def rng():
     return np.random.default_rng(1)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "core: needs TensorFlow only")
-    config.addinivalue_line("markers", "slow: takes above 20 seconds")
 
 
 def pytest_terminal_summary(terminalreporter):

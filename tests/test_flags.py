@@ -119,6 +119,8 @@ def test_a_default_for_no_flag_is_refused():
         ("--beta_1=1", r"must be a number in \[0, 1\)"),
         ("--beta_2=-0.1", r"must be a number in \[0, 1\)"),
         ("--epsilon=0", "must be a finite number > 0"),
+        ("--epsilon=1e-50", "must be a finite number > 0"),
+        ("--learning_rate=1e300", "must be a finite number >= 0"),
         ("--clipnorm=0", "must be a finite number > 0"),
         ("--clipvalue=-1", "must be a finite number > 0"),
         ("--global_clipnorm=nan", "must be a finite number > 0"),
@@ -136,6 +138,7 @@ def test_a_default_for_no_flag_is_refused():
         ("--learning_rate_multipliers=embed", "is not REGEX=FACTOR"),
         ("--learning_rate_multipliers=embed=x", "is not REGEX=FACTOR"),
         ("--learning_rate_multipliers=embed=-1", "is not REGEX=FACTOR"),
+        ("--learning_rate_multipliers=embed=1e39", "is not REGEX=FACTOR"),
         ("--learning_rate_multipliers=(=1", "is not a regular expression"),
     ],
 )

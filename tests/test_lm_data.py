@@ -116,6 +116,16 @@ def test_the_end_of_the_text_is_held_out(tmp_path):
     assert whole in (b"a" * 60 + b"b" * 40, b"b" * 40 + b"a" * 60)
 
 
+@pytest.mark.parametrize("fraction", [0.06, 0.12, 0.14])
+def test_whole_files_are_held_out_where_the_share_stays_near(
+    tmp_path, fraction
+):
+    write(tmp_path, **{f"f{i}": bytes([i]) * 10 for i in range(20)})
+    corpus = lm_data.read_corpus([f"{tmp_path}/*"], fraction)
+    assert len(corpus.held_out) == pytest.approx(200 * fraction, abs=5)
+    assert not set(corpus.train) & set(corpus.held_out)
+
+
 def test_the_text_depends_on_the_contents_of_the_files_alone(tmp_path):
     texts = [bytes([i]) * (i + 10) for i in range(20)]
     one, other = tmp_path / "one", tmp_path / "other"
@@ -131,7 +141,7 @@ def test_the_text_depends_on_the_contents_of_the_files_alone(tmp_path):
 
 def test_a_path_with_glob_characters_is_taken_as_it_stands(tmp_path):
     write(tmp_path, **{"[a]": b"right", "a": b"wrong"})
-    corpus = lm_data.read_corpus([f"{tmp_path}/[a].txt"], 0.0)
+    corpus = lm_data.read_corpus([f"{tmp_path}/[a].txt"], 0.1)
     assert corpus.train.tobytes() == b"right"
 
 
@@ -153,13 +163,17 @@ def test_the_default_text_is_the_standard_library():
     assert b"def read_mime_types(" in whole
 
 
-def test_unigram_bits():
+def test_unigram_bits_of_the_bytes_that_the_model_predicts():
     corpus = lm_data.Corpus(
         train=np.frombuffer(b"aab", np.uint8),
-        held_out=np.frombuffer(b"abbz", np.uint8),
+        held_out=np.frombuffer(b"-abbz-", np.uint8),
         files=1,
         digest="",
     )
+    windows = np.concatenate(
+        list(lm_data.held_out_windows(corpus.held_out, 2, 2))
+    )
+    assert bytes(windows[:, 1:].flatten().tolist()) == b"abbz"
     a, b, z = 3 / 259, 2 / 259, 1 / 259  # counts plus one, of 3 + 256
     expected = -sum(map(math.log2, (a, b, b, z))) / 4
-    assert lm_data.unigram_bits(corpus) == pytest.approx(expected)
+    assert lm_data.unigram_bits(corpus, 2, 2) == pytest.approx(expected)

@@ -44,11 +44,13 @@ def likeliest(model, text, length):
 
 
 @pytest.mark.parametrize("prompt", [b"t", b"the cat ", b"the cat sat on \xff"])
-@pytest.mark.parametrize("length", [1, 20])
-def test_cold_generation_takes_the_likeliest_bytes(trained, prompt, length):
+@pytest.mark.parametrize("temperature", [1e-6, 0.0, -1.0])
+def test_cold_generation_takes_the_likeliest_bytes(
+    trained, prompt, temperature
+):
     trainer, loaded = trained
-    assert generate(loaded, prompt, length, 1e-6) == likeliest(
-        trainer.model, prompt, length
+    assert generate(loaded, prompt, 20, temperature) == likeliest(
+        trainer.model, prompt, 20
     )
 
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import tensorflow as tf
 
-from tpu_scripts import lm_plot, lm_run, lm_strategy
+from lm_small import make_corpus, make_trainer
+from tpu_scripts import lm_plot, lm_run, lm_strategy, train_lm
 
-CONFIG = {"width": 16, "learning_rate": 0.1, "clipnorm": None, "data": "x"}
+CONFIG = {"width": 16, "decay_steps": 100, "clipnorm": None, "data": "x"}
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "same"])
@@ -26,6 +27,10 @@ def test_a_directory_that_can_be_used(tmp_path, kind):
         ({"width": 8}, "has width=16, not 8"),
         ({"clipnorm": 1.0}, "has clipnorm=None, not 1.0"),
         ({"new": 1}, "has new=None, not 1"),
+        (
+            {"decay_steps": 200},
+            "has decay_steps=100, not 200: --decay_steps=100 keeps",
+        ),
     ],
 )
 def test_another_configuration_is_refused(tmp_path, changed, message):
@@ -39,11 +44,54 @@ def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match=r"cannot read '.*config.json'"):
         lm_run.check_directory(str(tmp_path), CONFIG)
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json' is not that of a run"):
+        lm_run.check_directory(str(tmp_path), CONFIG)
     with pytest.raises(ValueError, match="is not a directory"):
         lm_run.check_directory(str(file), CONFIG)
     file.rename(tmp_path / "other.json")
     with pytest.raises(ValueError, match="holds files but no config"):
         lm_run.check_directory(str(tmp_path), CONFIG)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("text")
+    with pytest.raises(
+        ValueError, match=r"--model_dir: .*is not a dir"
+    ) as caught:
+        lm_run.create_directory(f"{file}/run", CONFIG)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
+@pytest.mark.parametrize("left", [0, 50])
+def test_a_damaged_checkpoint_is_refused(tmp_path, part, left):
+    trainer = make_trainer()
+    checkpoint = tf.train.Checkpoint(
+        model=trainer.model, optimizer=trainer.optimizer, step=trainer.step
+    )
+    path = checkpoint.save(f"{tmp_path}/checkpoints/ckpt")
+    file = tmp_path / "checkpoints" / f"ckpt-1.{part}"
+    file.write_bytes(file.read_bytes()[:left])
+    run = train_lm.Run(make_corpus(), trainer, str(tmp_path), str(tmp_path))
+    with pytest.raises(ValueError, match="--model_dir: cannot") as caught:
+        train_lm.restore(run)
+    assert path in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["damaged", 'model_checkpoint_path: "ckpt-1"\n']
+)
+def test_checkpoints_that_cannot_be_found_are_not_begun_again(tmp_path, text):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint").write_text(text)
+    run = train_lm.Run(
+        make_corpus(), make_trainer(), str(tmp_path), str(tmp_path)
+    )
+    with pytest.raises(ValueError, match="names no checkpoint"):
+        train_lm.restore(run)
 
 
 def test_history_is_cut_at_the_step_that_is_resumed(tmp_path):
@@ -122,16 +170,28 @@ def test_strategies_by_name():
         make("tpu")
 
 
-@pytest.mark.parametrize(
-    ("devices", "jit_compile", "compiles"),
-    [
-        (["CPU:0"], "auto", True),
-        (["CPU:0"], "true", True),
-        (["CPU:0"], "false", False),
-        (["CPU:0", "CPU:1"], "auto", False),
-        (["CPU:0", "CPU:1"], "true", False),
-    ],
-)
-def test_one_replica_compiles_the_whole_step(devices, jit_compile, compiles):
+def compiles(replicas, jit_compile):
+    devices = [f"CPU:{i}" for i in range(replicas)]
     strategy = tf.distribute.MirroredStrategy(devices)
-    assert lm_strategy.compiles_step(strategy, "CPU:0", jit_compile) == compiles
+    return lm_strategy.compiles_step(strategy, "CPU:0", jit_compile)
+
+
+def test_one_replica_compiles_the_whole_step():
+    assert compiles(1, "true")
+    assert not compiles(1, "false")
+    assert not compiles(2, "true")
+    assert not compiles(2, "auto")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_auto_compiles_the_whole_step_where_xla_works(monkeypatch, works):
+    def function(python_function, jit_compile):
+        def call(x):
+            if not works:
+                raise tf.errors.InvalidArgumentError(None, None, "no XLA")
+            return python_function(x)
+
+        return call
+
+    monkeypatch.setattr(tf, "function", function)
+    assert compiles(1, "auto") == works

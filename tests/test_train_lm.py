@@ -1,6 +1,7 @@
 """train_lm from its command line: it finishes, resumes, and refuses."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -189,6 +190,11 @@ def test_other_strategies_and_options(tmp_path, text, options):
         (["--precision=float16"], "needs --loss_scale_factor"),
         (["--tpu=local"], "--tpu needs --strategy=tpu"),
         (["text.txt"], "'text.txt' is not a flag"),
+        (["--held_out_fraction=0"], "must be a number in (0, 0.5]"),
+        (
+            ["--gradient_accumulation_steps=7"],
+            "--steps must be a multiple of --gradient_accumulation_steps",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -213,6 +219,7 @@ def test_bad_flags_end_in_one_line(capsys, arguments, message):
         ({"warmup_steps": 30, "steps": 30}, "larger than --warmup_steps=30"),
         ({"strategy": "tpu"}, "--strategy=tpu: "),
         ({"exclude_from_weight_decay": "bias"}, "'bias'"),
+        ({"model_dir": "/proc/run"}, "--model_dir: /proc/run"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -235,7 +242,10 @@ def test_what_cannot_work_ends_in_one_line(tmp_path, text, given, message):
     [
         ({"width": 32}, "has width=16, not 32"),
         ({"beta_2": 0.5}, "has beta_2=0.98, not 0.5"),
-        ({"steps": 20}, "has decay_steps=300, not 20"),
+        (
+            {"steps": 600},
+            "not 600: --decay_steps=300 keeps the schedule",
+        ),
     ],
     ids=["model", "optimizer", "schedule"],
 )
@@ -250,6 +260,21 @@ def test_the_run_of_another_configuration_is_left_alone(
     assert line.startswith(f"train_lm: --model_dir: the run in '{finished[0]}'")
     assert line.endswith(message)
     assert lm_program.contents(finished[0]) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_left_alone(finished, tmp_path, text):
+    directory = tmp_path / "run"
+    shutil.copytree(finished[0], directory)
+    (directory / "checkpoints" / "ckpt-300.index").write_text("damaged")
+    before = lm_program.contents(directory)
+    code, out, (line,) = lm_program.run(
+        data=text, model_dir=directory, **SETTINGS
+    )
+    assert code == 2
+    assert out == ""
+    assert line.startswith("train_lm: --model_dir: cannot restore '")
+    assert lm_program.contents(directory) == before
 
 
 @pytest.mark.slow

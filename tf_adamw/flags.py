@@ -19,7 +19,14 @@ from typing import Any
 from absl import flags
 
 from tf_adamw.adamw import AdamW
-from tf_adamw.arguments import COUNT, FROM_0, RANGES, UP_TO_1, Range
+from tf_adamw.arguments import (
+    COUNT,
+    FROM_0,
+    RANGES,
+    UP_TO_1,
+    Range,
+    accepts,
+)
 
 # The flags belong to the module that calls `define_adamw_flags`: it is there
 # that `--help` should list them.
@@ -38,10 +45,7 @@ _FLOAT = flags.FloatParser()
 _INTEGER = flags.IntegerParser()
 
 _NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
-    "learning_rate": (
-        _FLOAT,
-        "The rate, a schedule's highest one.",
-    ),
+    "learning_rate": (_FLOAT, "The rate, a schedule's highest one."),
     "warmup_steps": (_INTEGER, "Steps of a rate rising from 0."),
     "decay_steps": (
         _INTEGER,
@@ -52,40 +56,19 @@ _NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
         _FLOAT,
         "Where the cosine ends, as a share of the learning rate.",
     ),
-    "weight_decay": (
-        _FLOAT,
-        "Decay of the weights, times the rate.",
-    ),
+    "weight_decay": (_FLOAT, "Decay of the weights, times the rate."),
     "beta_1": (_FLOAT, "Decay of the momentum."),
     "beta_2": (_FLOAT, "Decay of the velocity."),
-    "epsilon": (
-        _FLOAT,
-        "Added to the root of the velocity.",
-    ),
-    "clipnorm": (
-        _FLOAT,
-        "Largest norm of a variable's gradient.",
-    ),
-    "clipvalue": (
-        _FLOAT,
-        "Largest absolute value in a gradient.",
-    ),
-    "global_clipnorm": (
-        _FLOAT,
-        "Largest norm of all gradients.",
-    ),
-    "ema_momentum": (
-        _FLOAT,
-        "Decay of the average of the weights.",
-    ),
+    "epsilon": (_FLOAT, "Added to the root of the velocity."),
+    "clipnorm": (_FLOAT, "Largest norm of a variable's gradient."),
+    "clipvalue": (_FLOAT, "Largest absolute value in a gradient."),
+    "global_clipnorm": (_FLOAT, "Largest norm of all gradients."),
+    "ema_momentum": (_FLOAT, "Decay of the average of the weights."),
     "ema_overwrite_frequency": (
         _INTEGER,
         "Updates after which, each time, the weights become their average.",
     ),
-    "loss_scale_factor": (
-        _FLOAT,
-        "Factor of the loss in float16.",
-    ),
+    "loss_scale_factor": (_FLOAT, "Factor of the loss in float16."),
     "gradient_accumulation_steps": (
         _INTEGER,
         "Steps whose mean gradient makes one update.",
@@ -268,7 +251,7 @@ def _define_numbers(
 
 
 def _in_range(allowed: Range, optional: bool, value: float | None) -> bool:
-    return optional if value is None else allowed.accepts(value)
+    return optional if value is None else accepts(allowed, value)
 
 
 def _check_patterns(patterns: list[str] | None) -> bool:
@@ -293,7 +276,7 @@ def _multiplier(item: str) -> tuple[str, float]:
         number = float(factor)
     except ValueError:
         number = math.nan
-    if not separator or not FROM_0.accepts(number):
+    if not separator or not accepts(FROM_0, number):
         raise flags.ValidationError(
             f"{item!r} is not REGEX=FACTOR with {FROM_0.text}"
         )

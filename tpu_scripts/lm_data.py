@@ -16,7 +16,7 @@ class Corpus:
     train: np.ndarray
     held_out: np.ndarray
     files: int
-    digest: str  # of all bytes, in order
+    digest: str  # of the digests of all files, in order
 
 
 def standard_library() -> str:
@@ -29,7 +29,9 @@ def read_corpus(patterns: Sequence[str], held_out_fraction: float) -> Corpus:
 
     The files are put in the order of their SHA-256: it depends on nothing but
     their contents, a file that occurs twice counts once, and the end of the
-    text, which is held out, is a random sample of the files.
+    text, which is held out, is a random sample of the files. The cut is
+    between two files, unless the share held out would then be wrong by more
+    than a half: then it is in the middle of a file.
 
     Args:
       patterns: paths and globs, anything that `tf.io.gfile` understands.
@@ -50,16 +52,24 @@ def read_corpus(patterns: Sequence[str], held_out_fraction: float) -> Corpus:
                 f"--data: cannot read {path!r}: {error.message}"
             ) from error
         texts[hashlib.sha256(text).digest()] = text
-    joined = np.frombuffer(
-        b"".join(text for _, text in sorted(texts.items())), np.uint8
-    )
-    split = len(joined) - int(len(joined) * held_out_fraction)
+    digests = sorted(texts)
+    joined = np.frombuffer(b"".join(texts[d] for d in digests), np.uint8)
+    split = _split([len(texts[d]) for d in digests], held_out_fraction)
     return Corpus(
         train=joined[:split],
         held_out=joined[split:],
         files=len(texts),
-        digest=hashlib.sha256(joined.tobytes()).hexdigest(),
+        digest=hashlib.sha256(b"".join(digests)).hexdigest(),
     )
+
+
+def _split(lengths: Sequence[int], held_out_fraction: float) -> int:
+    """Where the text is cut, in bytes."""
+    ends = np.cumsum(lengths)
+    held_out = int(ends[-1] * held_out_fraction)
+    wanted = int(ends[-1]) - held_out
+    nearest = int(ends[np.argmin(np.abs(ends - wanted))])
+    return nearest if abs(nearest - wanted) <= held_out / 2 else wanted
 
 
 def _matching_files(patterns: Sequence[str]) -> list[str]:
@@ -81,6 +91,11 @@ def _matching_files(patterns: Sequence[str]) -> list[str]:
 def window_count(text: np.ndarray, length: int) -> int:
     """The number of windows of `length` + 1 bytes, `length` apart."""
     return max(0, (len(text) - 1) // length)
+
+
+def full_batches(text: np.ndarray, length: int, batch_size: int) -> int:
+    """The number of batches of windows, without a smaller last one."""
+    return window_count(text, length) // batch_size
 
 
 def training_windows(
@@ -134,8 +149,8 @@ def held_out_windows(
 
     Args and result are those of `training_windows`.
     """
-    full = window_count(text, length) // batch_size * batch_size
-    windows = tf.data.Dataset.range(full)
+    full = full_batches(text, length, batch_size)
+    windows = tf.data.Dataset.range(full * batch_size)
     return _batches(windows, text, length, batch_size, context)
 
 
@@ -165,11 +180,14 @@ def _batches(
     )
 
 
-def unigram_bits(corpus: Corpus) -> float:
+def unigram_bits(corpus: Corpus, length: int, batch_size: int) -> float:
     """Bits per held-out byte under the byte frequencies of the training text.
 
-    Every count is one higher than seen, so that no byte is impossible.
+    Every count is one higher than seen, so that no byte is impossible. The
+    bytes are those that the model has to predict in `held_out_windows`.
     """
+    text = corpus.held_out
+    predicted = full_batches(text, length, batch_size) * batch_size * length
     counts = np.bincount(corpus.train, minlength=256) + 1.0
     bits = -np.log2(counts / counts.sum())
-    return float(bits[corpus.held_out].mean())
+    return float(bits[text[1 : 1 + predicted]].mean())

@@ -10,6 +10,9 @@ from tpu_scripts.lm_training import train_step
 class ExportedModel(tf.Module):
     """Model and optimizer with the signatures `train_step` and `generate`.
 
+    With `use_ema`, `generate` uses the averages of the exported checkpoint:
+    calls of `train_step` train the model and do not move them.
+
     Args:
       config: the configuration of the model.
       optimizer: an optimizer that is not built yet.
@@ -80,18 +83,20 @@ class ExportedModel(tf.Module):
         temperature: tf.Tensor,
         seed: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """Continues a text.
+        """Continues a text; with `use_ema` by the averages of the export.
 
         Args:
           prompt: string, the beginning; an empty one reads as a newline.
           length: int32, the number of bytes to add.
-          temperature: float32, what the scores are divided by; > 0.
+          temperature: float32, what the scores are divided by; 0 or less
+            takes the likeliest byte.
           seed: int32; the same one gives the same text.
 
         Returns:
           `{"text": string}`: the prompt and what follows.
         """
         context = self.generator.context
+        temperature = tf.maximum(temperature, 1e-9)
         prompt = tf.where(tf.equal(prompt, ""), "\n", prompt)
         tokens = tf.cast(tf.io.decode_raw(prompt, tf.uint8), tf.int32)
         tokens = tokens[-context:]

@@ -53,6 +53,13 @@ def define_flags() -> list[str]:
         ),
         "--precision=float16 needs --loss_scale_factor, 1024 for example",
     )
+    flags.register_multi_flags_validator(
+        ["steps", "gradient_accumulation_steps"],
+        lambda values: (
+            values["steps"] % (values["gradient_accumulation_steps"] or 1) == 0
+        ),
+        "--steps must be a multiple of --gradient_accumulation_steps",
+    )
     return [*_FIXED, *optimizer]
 
 
@@ -89,8 +96,11 @@ def _define_model_flags() -> None:
         "held_out_fraction",
         0.05,
         "Share of the text to evaluate on and never train on.",
-        lower_bound=0.0,
-        upper_bound=0.5,
+    )
+    flags.register_validator(
+        "held_out_fraction",
+        lambda value: 0 < value <= 0.5,
+        "must be a number in (0, 0.5]",
     )
 
 

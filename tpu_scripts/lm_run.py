@@ -1,7 +1,9 @@
 """The directory of one run: its configuration and its history."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +11,16 @@ import tensorflow as tf
 _CONFIG = "config.json"
 
 
+@contextlib.contextmanager
+def _naming_the_flag() -> Iterator[None]:
+    """Turns the errors of the file system into ValueErrors."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise ValueError(f"--model_dir: {error.message}") from error
+
+
+@_naming_the_flag()
 def check_directory(directory: str, config: dict[str, Any]) -> None:
     """Checks that a run with this configuration may use the directory.
 
@@ -17,7 +29,8 @@ def check_directory(directory: str, config: dict[str, Any]) -> None:
       config: the configuration, JSON-able.
 
     Raises:
-      ValueError: it holds a run of another configuration, or other files.
+      ValueError: it holds a run of another configuration, or other files, or
+        cannot be read.
     """
     if not tf.io.gfile.exists(directory):
         return
@@ -36,21 +49,36 @@ def check_directory(directory: str, config: dict[str, Any]) -> None:
             found = json.load(file)
     except ValueError as error:
         raise ValueError(f"--model_dir: cannot read {path!r}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--model_dir: {path!r} is not that of a run")
     given = json.loads(json.dumps(config))
     for name in sorted({*found, *given}):
-        if found.get(name) != given.get(name):
+        old, new = found.get(name), given.get(name)
+        if old != new:
             raise ValueError(
                 f"--model_dir: the run in {directory!r} has "
-                f"{name}={found.get(name)!r}, not {given.get(name)!r}"
+                f"{name}={old!r}, not {new!r}{_remedy(name, old, new)}"
             )
 
 
+def _remedy(name: str, old: Any, new: Any) -> str:
+    # Nobody has to have given this flag: its default is the training's length.
+    if name == "decay_steps" and None not in (old, new):
+        return f": --decay_steps={old} keeps the schedule"
+    return ""
+
+
+@_naming_the_flag()
 def create_directory(directory: str, config: dict[str, Any]) -> None:
-    """Makes the directory, with the configuration in it."""
+    """Makes the directory, with the configuration in it.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
     tf.io.gfile.makedirs(directory)
-    path = os.path.join(directory, _CONFIG)
-    if not tf.io.gfile.exists(path):
-        write_text(path, json.dumps(config, indent=2) + "\n")
+    write_text(
+        os.path.join(directory, _CONFIG), json.dumps(config, indent=2) + "\n"
+    )
 
 
 def write_text(path: str, text: str) -> None:

@@ -5,8 +5,6 @@ import textwrap
 
 import tensorflow as tf
 
-from tf_adamw.compilation import has_xla
-
 KINDS = ["default", "one_device", "mirrored", "tpu", "multi_worker"]
 
 
@@ -62,7 +60,17 @@ def compiles_step(
     """
     if is_tpu(strategy) or strategy.num_replicas_in_sync > 1:
         return False
-    return jit_compile == "true" or (jit_compile == "auto" and has_xla(device))
+    return jit_compile == "true" or (jit_compile == "auto" and _has_xla(device))
+
+
+def _has_xla(device: str) -> bool:
+    """Tries it: some TensorFlows have no XLA for the host's CPU."""
+    try:
+        with tf.device(device):
+            tf.function(tf.identity, jit_compile=True)(tf.zeros([]))
+    except (tf.errors.OpError, ValueError):
+        return False
+    return True
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:

@@ -110,7 +110,7 @@ class Trainer:
                 text, length, self._batch_size, context
             )
         )
-        batches = lm_data.window_count(text, length) // self._batch_size
+        batches = lm_data.full_batches(text, length, self._batch_size)
         return float(self._evaluation(windows, tf.constant(batches))) * _BITS
 
     def _windows(self, dataset_fn: Any) -> Any:

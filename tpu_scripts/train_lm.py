@@ -20,6 +20,7 @@ all libraries too.
 import math
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -60,10 +61,12 @@ def main(argv: list[str]) -> None:
     del argv
     try:
         run = prepare()
+        manager = restore(run)
     except ValueError as error:
         lm_flags.fail(str(error))
     print(f"run: {run.model_dir}")
-    manager = restore(run)
+    if step := int(run.trainer.step):
+        print(f"resumed at step {step}")
     history, held_out = train(run, manager)
     checkpoint = manager.latest_checkpoint or last_checkpoint(run)
     finish(run, checkpoint, history, held_out)
@@ -103,15 +106,28 @@ def make_optimizer() -> AdamW:
 
 
 def restore(run: Run) -> tf.train.CheckpointManager:
-    """Goes on from the last checkpoint, if there is one."""
+    """Goes on from the last checkpoint, if there is one.
+
+    Raises:
+      ValueError: the checkpoint cannot be read.
+    """
     trainer = run.trainer
     checkpoint = tf.train.Checkpoint(
         model=trainer.model, optimizer=trainer.optimizer, step=trainer.step
     )
     last = last_checkpoint(run)
+    state = os.path.join(run.model_dir, "checkpoints", "checkpoint")
+    if last is None and tf.io.gfile.exists(state):
+        raise ValueError(f"--model_dir: {state!r} names no checkpoint")
     if last:
-        checkpoint.restore(last).assert_existing_objects_matched()
-        print(f"resumed at step {int(trainer.step)}")
+        try:
+            checkpoint.restore(last).assert_existing_objects_matched()
+        # A damaged file has many ways to fail.
+        except Exception as error:
+            reason = textwrap.shorten(str(error), 300)
+            raise ValueError(
+                f"--model_dir: cannot restore {last!r}: {reason}"
+            ) from error
     return tf.train.CheckpointManager(
         checkpoint,
         os.path.join(run.output_dir, "checkpoints"),
@@ -174,7 +190,9 @@ def finish(
     run: Run, checkpoint: str, history: lm_run.History, held_out: float
 ) -> None:
     """Draws the curves, exports the model, loads it and prints a sample."""
-    unigram = lm_data.unigram_bits(run.corpus)
+    unigram = lm_data.unigram_bits(
+        run.corpus, FLAGS.sequence_length, FLAGS.batch_size
+    )
     curves = os.path.join(run.output_dir, "curves.png")
     export = os.path.join(run.output_dir, "export")
     lm_plot.plot_history(history, unigram, curves)
