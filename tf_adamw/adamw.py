@@ -16,7 +16,7 @@ from tf_adamw.compilation import Programs
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list, raw_variable
-from tf_adamw.patterns import Exclusions
+from tf_adamw.patterns import Exclusions, Multipliers
 from tf_adamw.step import ApplyResult, Step
 
 PLAIN_OPTIONS = (
@@ -139,7 +139,7 @@ class AdamW(Step):
                 epsilon=epsilon,
             ),
             Exclusions(exclude_from_weight_decay),
-            arguments.multipliers(learning_rate_multipliers),
+            Multipliers(arguments.multipliers(learning_rate_multipliers)),
             amsgrad=arguments.flag("amsgrad", amsgrad),
             use_ema=arguments.flag("use_ema", use_ema),
             accumulation_steps=steps,
@@ -268,7 +268,7 @@ class AdamW(Step):
                 self._exclusions, self._registry
             ),
             "learning_rate_multipliers": configuration.multiplier_config(
-                self._multipliers
+                self._multipliers.factors
             ),
         }
 

@@ -18,10 +18,11 @@ def scale(loss: tf.Tensor, factor: float | None) -> tf.Tensor:
     if factor is None:
         return loss
     loss = tf.convert_to_tensor(loss)
-    if factor > loss.dtype.max:
+    largest = float(loss.dtype.max)
+    if factor > largest:
         raise ValueError(
             f"loss_scale_factor={factor:g} is more than a {loss.dtype.name} "
-            f"loss can hold ({loss.dtype.max:g}); cast the loss to float32."
+            f"loss can hold ({largest:g}); cast the loss to float32."
         )
     return loss * tf.constant(factor, loss.dtype)
 

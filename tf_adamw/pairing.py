@@ -88,7 +88,8 @@ def dense(
       ValueError: if an index is out of range. In a function, where it has no
         value yet, TensorFlow ignores or refuses it when the function runs.
     """
-    indices, rows = slices.indices, variable.shape[0]
+    indices = tf.convert_to_tensor(slices.indices)
+    rows = variable.shape[0]
     if hasattr(indices, "numpy"):
         wrong = indices.numpy()
         wrong = wrong[(wrong < 0) | (wrong >= rows)]

@@ -66,21 +66,31 @@ class Exclusions:
         return excluded
 
 
-def resolve_multipliers(
-    multipliers: Mapping[str, Any], parameters: Sequence[Parameter]
-) -> dict[str, float | tf.Variable]:
-    """Returns the factor of each key that a pattern matches, the first's.
+class Multipliers:
+    """What `learning_rate_multipliers` was given: patterns and factors.
 
-    Raises:
-      ValueError: if a pattern matches no parameter.
+    A plain object: a `tf.Module` would save variables in a dict of its own
+    under the patterns.
     """
-    factors: dict[str, float | tf.Variable] = {}
-    for pattern, factor in multipliers.items():
-        for parameter in _matched(
-            "learning_rate_multipliers", pattern, parameters
-        ):
-            factors.setdefault(parameter.key, factor)
-    return factors
+
+    def __init__(self, factors: Mapping[str, float | tf.Variable]) -> None:
+        self.factors = factors
+
+    def resolve(
+        self, parameters: Sequence[Parameter]
+    ) -> dict[str, float | tf.Variable]:
+        """Returns the factor of each key: that of the first pattern it fits.
+
+        Raises:
+          ValueError: if a pattern matches no parameter.
+        """
+        resolved: dict[str, float | tf.Variable] = {}
+        for pattern, factor in self.factors.items():
+            for parameter in _matched(
+                "learning_rate_multipliers", pattern, parameters
+            ):
+                resolved.setdefault(parameter.key, factor)
+        return resolved
 
 
 def check_pattern(argument: str, pattern: Any) -> None:

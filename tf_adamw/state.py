@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from tf_adamw.aggregation import check_strategy
 from tf_adamw.counters import Counters
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list
-from tf_adamw.patterns import Exclusions, resolve_multipliers
+from tf_adamw.patterns import Exclusions, Multipliers
 from tf_adamw.registry import Parameter, Registry
 from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names
 
@@ -31,7 +30,7 @@ class OptimizerState(tf.Module):
         name: str,
         hyperparameters: Hyperparameters,
         exclusions: Exclusions,
-        multipliers: dict[str, float | tf.Variable],
+        multipliers: Multipliers,
         *,
         amsgrad: bool,
         use_ema: bool,
@@ -52,8 +51,7 @@ class OptimizerState(tf.Module):
         )
         self._registry = Registry()
         self._exclusions = exclusions
-        # Not a dict, which would be tracked, and saved under its patterns.
-        self._multipliers = types.MappingProxyType(multipliers)
+        self._multipliers = multipliers
         self._traced_by_caller = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -209,7 +207,7 @@ class OptimizerState(tf.Module):
     ) -> None:
         """Sets what each parameter's decay and rate are."""
         excluded = exclusions.resolve(parameters)
-        factors = resolve_multipliers(self._multipliers, parameters)
+        factors = self._multipliers.resolve(parameters)
         for parameter in parameters:
             parameter.decayed = parameter.key not in excluded
             parameter.multiplier = factors.get(parameter.key, 1.0)

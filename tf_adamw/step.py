@@ -148,7 +148,10 @@ class Step(OptimizerState):
             touched += [parameter.variable for parameter in built]
         touched += [
             held
-            for held in (*self._multipliers.values(), *self._scalars(built))
+            for held in (
+                *self._multipliers.factors.values(),
+                *self._scalars(built),
+            )
             if isinstance(held, tf.Variable)
         ]
         return {variable.device for variable in touched}
