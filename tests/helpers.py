@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -90,6 +92,26 @@ def snapshot(optimizer, variables=()):
     ]
 
 
+def refused(pair, call, *words):
+    """Asserts one line with the words, and state and weights as before."""
+    before = snapshot(pair.optimizer, pair.variables.values())
+    with pytest.raises((ValueError, TypeError)) as refusal:
+        call()
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in words:
+        assert re.search(word, message), message
+    after = snapshot(pair.optimizer, pair.variables.values())
+    assert after == before
+
+
+def operations(function):
+    """The operations of a concrete function, of nested functions too."""
+    graph = function.graph.as_graph_def()
+    nested = [n for f in graph.library.function for n in f.node_def]
+    return [node.op for node in [*graph.node, *nested]]
+
+
 def to_gradients(arrays):
     """A list of tensors; None stays None."""
     return [None if a is None else tf.constant(a) for a in arrays]
@@ -141,6 +163,43 @@ class Pair:
             relative_error(variable.numpy(), self.reference.weights[key])
             for key, variable in self.variables.items()
         )
+
+    def resumed(self, folder, jit_compile, **options):
+        """A pair of other options, in the state that this one has saved.
+
+        It takes over the reference: this pair is not to be stepped again.
+        """
+        checkpoint = checkpoint_of(self.optimizer, self.variables)
+        path = checkpoint.save(folder / "checkpoint")
+        zeros = {k: np.zeros_like(w) for k, w in values(self.variables).items()}
+        other = Pair(zeros, jit_compile, **options)
+        checkpoint_of(other.optimizer, other.variables).restore(path)
+        changed = vars(other.reference)
+        other.reference = self.reference
+        for name in ("amsgrad", "use_ema", "ema_momentum", "window"):
+            setattr(other.reference, name, changed[name])
+        return other
+
+    def check_moments(self, tolerance=2e-6, fused=None):
+        """Asserts momentum and velocity, which show a factor on gradients.
+
+        Relative to a variable's largest element: gradients may cancel. The
+        fused path rounds a beta and subtracts it from one then.
+        """
+        if fused is None:
+            mode = self.optimizer.jit_compile
+            fused = (JIT_MODES[0] if mode == "auto" else mode) is False
+        for key in self.variables:
+            for name, beta in (
+                ("momentum", self.reference.beta_1),
+                ("velocity", self.reference.beta_2),
+            ):
+                expected = self.reference.slots[name][key]
+                rounded = UNIT_ROUNDOFF["float32"] / (2 * (1 - beta))
+                bound = tolerance + (rounded if fused else 0.0)
+                scale = np.max(np.abs(expected), initial=0.0)
+                error = np.abs(self.slot(key, name) - expected)
+                assert np.all(error <= bound * scale), (key, name, error)
 
     def slot(self, key, name):
         """The value of one slot of the optimizer."""

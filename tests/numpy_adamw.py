@@ -139,7 +139,7 @@ class NumpyAdamW:
         if self.position < self.window:
             return None, None
         mean, magnitude = (
-            {key: sums[key] / self.window for key in self._seen_in_window}
+            {key: sums[key] / self.position for key in self._seen_in_window}
             for sums in (total, self._absolute)
         )
         self.slots["accumulator"] = self._zeros()

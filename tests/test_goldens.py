@@ -1,5 +1,7 @@
 """Checkpoints of earlier versions: tests/goldens, one folder per option."""
 
+import hashlib
+import importlib.util
 import json
 import pathlib
 
@@ -33,6 +35,30 @@ def restored(option, jit_compile="auto"):
     status = checkpoint.read(str(GOLDENS / option / "checkpoint"))
     status.assert_consumed()
     return optimizer, model
+
+
+def test_no_golden_has_changed():
+    """SHA256SUMS gets lines for new goldens; its lines stay as they are."""
+    lines = (GOLDENS / "SHA256SUMS").read_text().splitlines()
+    expected = {name: digest for digest, name in map(str.split, lines)}
+    found = {
+        path.relative_to(GOLDENS).as_posix(): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for option in helpers.OPTIONS
+        for path in (GOLDENS / option).iterdir()
+    }
+    assert found == expected
+
+
+@every_golden
+def test_no_golden_is_written_again(option):
+    path = GOLDENS / "make_golden.py"
+    spec = importlib.util.spec_from_file_location("make_golden", path)
+    make_golden = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_golden)
+    with pytest.raises(SystemExit, match=f"{option} exists"):
+        make_golden.write(option)
 
 
 @every_golden

@@ -49,35 +49,6 @@ def test_build_again_adds_the_new_variables(rng, weights, jit_compile):
     np.testing.assert_allclose(velocity, [0.001, 0.001], rtol=5e-5)
 
 
-@both_modes
-def test_minimize_a_callable(weights, jit_compile):
-    pair = Pair(weights, jit_compile, learning_rate=0.01)
-    variables = list(pair.variables.values())
-
-    def loss():
-        return tf.add_n([tf.reduce_sum(v**2) for v in variables])
-
-    for _ in range(3):
-        pair.reference.apply(
-            {k: 2 * v.numpy() for k, v in pair.variables.items()}
-        )
-        pair.optimizer.minimize(loss, variables)
-    assert pair.error() <= 1e-6
-
-
-@both_modes
-def test_minimize_with_a_tape(weights, jit_compile):
-    pair = Pair(weights, jit_compile, loss_scale_factor=64.0)
-    variables = list(pair.variables.values())
-    gradients = {k: 128 * w for k, w in weights.items()}
-    with tf.GradientTape() as tape:
-        loss = tf.add_n([tf.reduce_sum(v**2) for v in variables])
-        loss = pair.optimizer.scale_loss(loss)
-    pair.optimizer.minimize(loss, variables, tape=tape)
-    pair.reference.apply(gradients)
-    assert pair.error() <= 5e-7
-
-
 def test_scale_loss():
     loss = tf.constant(3.0)
     assert tf_adamw.AdamW(loss_scale_factor=8.0).scale_loss(loss) == 24.0

@@ -183,3 +183,74 @@ def test_keras_keys_are_paths():
     optimizer.build(model.trainable_variables)
     for variable in model.trainable_variables:
         assert variable.path in optimizer.summary()
+
+
+@both_modes
+@pytest.mark.parametrize("kind", ["Keras 3", "tf_keras"])
+def test_keras_variables_as_hyperparameters_stay_live(kind, jit_compile):
+    make = {
+        "Keras 3": lambda x: keras.Variable(x, trainable=False),
+        "tf_keras": lambda x: tf_keras.backend.variable(x),
+    }[kind]
+    start = {"kernel": np.float32([8.0, -9.0]), "bias": np.float32([7.0])}
+    settings = {
+        "learning_rate": [0.125, 0.5],
+        "weight_decay": [0.25, 0.0],
+        "beta_1": [0.5, 0.75],
+        "beta_2": [0.875, 0.5],
+        "epsilon": [0.5, 0.25],
+    }
+    held = {name: make(first) for name, (first, _) in settings.items()}
+    factor = make(0.5)
+    optimizer = tf_adamw.AdamW(
+        learning_rate_multipliers={"kernel": factor},
+        jit_compile=jit_compile,
+        **held,
+    )
+    variables = helpers.as_variables(start)
+    optimizer.build(variables)
+    reference = NumpyAdamW(
+        start,
+        learning_rate_multipliers={"kernel": 0.5},
+        **{name: first for name, (first, _) in settings.items()},
+    )
+
+    def step_and_compare():
+        gradients = {"kernel": np.float32([1.0, -2.0]), "bias": [0.5]}
+        optimizer.apply(list(gradients.values()))
+        reference.apply(gradients)
+        for key, variable in variables.items():
+            expected = reference.weights[key]
+            np.testing.assert_allclose(variable, expected, rtol=1e-6)
+
+    step_and_compare()
+    for name, (_, second) in settings.items():
+        held[name].assign(second)
+        setattr(reference, name, second)
+        step_and_compare()
+    factor.assign(0.0)
+    reference.multipliers["kernel"] = 0.0
+    step_and_compare()
+
+
+def operations_of_a_step(make_optimizer, count):
+    variables = [keras.Variable([1.0], name=f"w{i}") for i in range(count)]
+    optimizer = make_optimizer()
+    optimizer.build(variables)
+    step = tf.function(lambda gradients: optimizer.apply(gradients, variables))
+    function = step.get_concrete_function([tf.TensorSpec([1])] * count)
+    return len(helpers.operations(function))
+
+
+@both_modes
+def test_half_of_the_operations_of_keras(jit_compile):
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
+
+    def per_variable(make_optimizer):
+        few, many = (operations_of_a_step(make_optimizer, n) for n in (10, 20))
+        return (many - few) / 10
+
+    ours = per_variable(
+        lambda: tf_adamw.AdamW(schedule, jit_compile=jit_compile)
+    )
+    assert 2 * ours <= per_variable(lambda: keras.optimizers.AdamW(schedule))

@@ -147,6 +147,19 @@ def test_bias_correction(rng, iterations, dtype, jit_compile):
 
 
 @helpers.both_modes
+@pytest.mark.parametrize("steps", [1, 10])
+def test_epsilon_that_dominates(rng, steps, jit_compile):
+    """sqrt(v) is a third of it at first; a rate of one shows any error."""
+    weights = helpers.random_weights(rng, helpers.SHAPES)
+    pair = Pair(weights, jit_compile, learning_rate=1.0, epsilon=1e-3)
+    bound = ErrorBound(pair, "float32")
+    for _ in range(steps):
+        pair.train(rng, 1, scale=0.01)
+        bound.add_update()
+    bound.check(fused=not jit_compile)
+
+
+@helpers.both_modes
 def test_beta_2_zero(rng, jit_compile):
     """The velocity is then the last squared gradient."""
     weights = helpers.random_weights(rng, helpers.SHAPES)

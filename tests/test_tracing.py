@@ -1,6 +1,7 @@
 """One trace over a whole run, and the places where a step may be called."""
 
 import importlib.metadata
+import re
 
 import numpy as np
 import pytest
@@ -163,9 +164,21 @@ def test_in_the_callers_compiled_function(rng, outer_jit, mode, option):
 
     for _ in range(4):
         gradients = helpers.random_gradients(rng, weights, 500)
-        applied = step(helpers.to_gradients(gradients.values()))
+        tensors = helpers.to_gradients(gradients.values())
+        applied = step(tensors)
         assert bool(applied) is pair.reference.apply(gradients)[0]
     assert pair.error() <= 1e-6
+    if outer_jit and option == "plain":
+        check_inlined(step, tensors)
+
+
+def check_inlined(step, tensors):
+    """Asserts that the update is in the caller's own program."""
+    hlo = step.experimental_get_compiler_ir(tensors)(stage="hlo")
+    _, entry = hlo.split("\nENTRY ")
+    for shape in (r"3,5", "5", ""):
+        assert len(re.findall(rf"f32\[{shape}\]\S* sqrt\(", entry)) >= 1
+    assert "call(" not in entry
 
 
 @both_modes
@@ -236,13 +249,3 @@ def test_one_device_strategy(rng, jit_compile):
     slot = pair.optimizer.get_slot(pair.variables["bias"], "velocity")
     assert slot.device.endswith("CPU:2")
     assert pair.error() <= 5e-7
-
-
-def test_several_replicas_are_refused():
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    with strategy.scope():
-        w = tf.Variable([1.0])
-    optimizer = tf_adamw.AdamW()
-    with pytest.raises(ValueError, match="replica"):
-        optimizer.build([w])
-        strategy.run(lambda: optimizer.apply([tf.ones([1])], [w]))
