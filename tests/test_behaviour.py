@@ -45,6 +45,23 @@ def test_missing_gradients_count_zero_in_a_window(rng, weights, jit_compile):
 
 
 @both_modes
+def test_missing_for_a_whole_window(rng, weights, jit_compile):
+    """Left alone, as by a None without accumulation: not even decayed."""
+    pair = Pair(weights, jit_compile, gradient_accumulation_steps=2)
+    pair.train(rng, 2)
+    before = [pair.slot("bias", name) for name in ("momentum", "velocity")]
+    weight = pair.variables["bias"].numpy()
+    for _ in range(2):
+        gradients = helpers.random_gradients(rng, weights)
+        pair.step({**gradients, "bias": None})
+    np.testing.assert_array_equal(pair.variables["bias"].numpy(), weight)
+    after = [pair.slot("bias", name) for name in ("momentum", "velocity")]
+    np.testing.assert_array_equal(after, before)
+    assert pair.optimizer.iterations == 2
+    assert pair.error() <= 1e-6
+
+
+@both_modes
 def test_accumulator_is_zero_between_windows(rng, weights, jit_compile):
     pair = Pair(weights, jit_compile, gradient_accumulation_steps=2)
     for expected_zero in (False, True, False, True):

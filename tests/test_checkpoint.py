@@ -144,3 +144,20 @@ def test_keys_of_a_list_are_names(tmp_path):
     saved = helpers.checkpoint_values(path)
     assert "optimizer/slots/outer.Sw/momentum" in saved
     assert "optimizer/slots/outer.Sb/velocity" in saved
+
+
+def test_other_keys_at_resume_are_noticed(tmp_path):
+    model = Model()
+    optimizer = tf_adamw.AdamW()
+    optimizer.build(model)
+    variables = model.by_key().values()
+    optimizer.apply([tf.ones_like(v) for v in variables], variables)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    path = checkpoint.save(tmp_path / "checkpoint")
+    model = Model()
+    variables = list(model.by_key().values())
+    optimizer = tf_adamw.AdamW()
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    checkpoint.restore(path).expect_partial()
+    with pytest.warns(UserWarning, match="built with other keys"):
+        optimizer.build({f"v{n}": v for n, v in enumerate(variables)})

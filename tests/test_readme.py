@@ -17,6 +17,10 @@ def python_blocks():
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+def tpu_loop():
+    return next(code for code in python_blocks() if "TPUStrategy" in code)
+
+
 def test_first_example_trains(capsys):
     namespace = {}
     exec(python_blocks()[0], namespace)
@@ -24,6 +28,14 @@ def test_first_example_trains(capsys):
     assert float(namespace["result"].grad_norm) > 0
     assert namespace["optimizer"].learning_rate == np.float32(5e-4)
     assert "dense/bias" in capsys.readouterr().out
+
+
+def test_average_example():
+    namespace = {}
+    exec(python_blocks()[1], namespace)
+    optimizer, w = namespace["optimizer"], namespace["w"]
+    assert optimizer.iterations == 2
+    np.testing.assert_array_equal(w, optimizer.get_slot(w, "average"))
 
 
 class OneCpu(tf.distribute.OneDeviceStrategy):
@@ -41,7 +53,7 @@ def test_tpu_loop_trains_on_one_device(tmp_path, monkeypatch):
         (tf.tpu.experimental, "initialize_tpu_system"),
     ):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
-    code = python_blocks()[1].replace("/tmp/tf_adamw_loop", str(tmp_path))
+    code = tpu_loop().replace("/tmp/tf_adamw_loop", str(tmp_path))
     # AutoGraph needs a file to read.
     path = tmp_path / "loop.py"
     path.write_text(code)

@@ -46,7 +46,7 @@ _INTEGER = flags.IntegerParser()
 
 _NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
     "learning_rate": (_FLOAT, "The rate, a schedule's highest one."),
-    "warmup_steps": (_INTEGER, "Steps of a rate rising from 0."),
+    "warmup_steps": (_INTEGER, "Steps in which the rate rises from 0."),
     "decay_steps": (
         _INTEGER,
         "Length of the cosine schedule, its warm-up included. Default: that "
@@ -245,7 +245,8 @@ def _define_numbers(
     flags.register_multi_flags_validator(
         _CLIPS,
         lambda given: sum(v is not None for v in given.values()) <= 1,
-        f"at most one of --{', --'.join(_CLIPS)} may be given",
+        f"at most one of --{', --'.join(_CLIPS)} may be set; one that is set "
+        "by default is unset by =none",
         flag_values,
     )
 

@@ -174,6 +174,11 @@ class Hyperparameters(tf.Module):
                 f"{name} is a {type(held).__name__} and cannot be assigned; "
                 "give AdamW a number or a tf.Variable to change it later."
             )
+        if callable(value) and not isinstance(value, tf.Variable):
+            raise TypeError(
+                f"{name} is held in a variable, which takes numbers; give a "
+                "schedule or a callable to AdamW when it is made."
+            )
         symbolic = tf.is_tensor(value) and not tf.executing_eagerly()
         if not symbolic:
             value = arguments.number(name, value)

@@ -19,9 +19,9 @@ def raw_variable(variable: Any) -> tf.Variable:
     inner = unwrapped(variable)
     if isinstance(inner, tf.Variable):
         return inner
-    raise TypeError(
-        f"Expected a tf.Variable or a Keras variable, got {variable!r}."
-    )
+    # A tensor's repr has all its values.
+    got = "a tensor" if tf.is_tensor(variable) else repr(variable)
+    raise TypeError(f"Expected a tf.Variable or a Keras variable, got {got}.")
 
 
 def unwrapped(value: Any) -> Any:
@@ -46,8 +46,11 @@ def as_list(argument: str, values: Any) -> list[Any]:
         values, "dtype"
     )
     if single or not isinstance(values, Iterable):
+        wanted = "a list"
+        if argument == "variables":
+            wanted += ", a dict or an object with trainable_variables"
         raise TypeError(
-            f"{argument} must be a list, got {type(values).__name__}."
+            f"{argument} must be {wanted}, got {type(values).__name__}."
         )
     return list(values)
 

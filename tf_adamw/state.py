@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from tf_adamw.counters import Counters
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list
 from tf_adamw.patterns import Exclusions, Multipliers
-from tf_adamw.registry import Parameter, Registry
+from tf_adamw.registry import Parameter, Registry, listed
 from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names
 
 
@@ -104,9 +105,11 @@ class OptimizerState(tf.Module):
     def build(self, variables: Any) -> None:
         """Creates the state of the variables that have none yet.
 
-        State that exists is kept. Slots are placed on their variables' devices.
-        Scalars move where the variables are, if they are elsewhere: read
-        `learning_rate` and `iterations` after it, to keep hold of them.
+        State that exists is kept. Slots are placed on their variables'
+        devices. Scalars move where the variables are, if they are elsewhere:
+        read `learning_rate` and `iterations` after it, to keep hold of them.
+        Warns when updates are counted already and no slot has a value: the
+        checkpoint was made under other keys.
 
         Args:
           variables: an iterable of variables, a dict of keys and variables,
@@ -118,12 +121,18 @@ class OptimizerState(tf.Module):
         Raises:
           TypeError: if a variable is not float16, bfloat16, float32 or
             float64.
-          ValueError: if a shape is not known, a pattern for the decay or the
-            rates matches none of the variables built so far, the strategy has
-            more replicas than one, or gradients are accumulated and a
-            `tf.function` has been traced with a step in it.
+          ValueError: if there is no variable, a shape is not known, a pattern
+            for the decay or the rates matches none of the variables built so
+            far, the strategy has more replicas than one, or gradients are
+            accumulated and a `tf.function` has been traced with a step in it.
         """
+        first = not len(self._registry)
         new = self._registry.candidates(variables)
+        if first and not new:
+            raise ValueError(
+                "build() was given no variable: a model has to make its "
+                "variables first, by being built or called."
+            )
         check_strategy(parameter.variable for parameter in new)
         if not new:
             return
@@ -135,7 +144,7 @@ class OptimizerState(tf.Module):
             )
         self._treat([*self._registry.parameters, *new], self._exclusions)
         devices = {parameter.variable.device for parameter in new}
-        if not len(self._registry) and len(devices) == 1:
+        if first and len(devices) == 1:
             self.counters.place(*devices)
             self.hyperparameters.place(*devices)
         if any(parameter.dtype == tf.float64 for parameter in new):
@@ -145,6 +154,23 @@ class OptimizerState(tf.Module):
                 parameter, self._slot_names
             )
         self._registry.add(new)
+        if first:
+            self._warn_of_lost_slots()
+
+    def _warn_of_lost_slots(self) -> None:
+        """Says so when a checkpoint had updates and no slot for these keys."""
+        with tf.init_scope():
+            if not tf.executing_eagerly() or self.iterations < 1:
+                return
+            velocities = [slots["velocity"] for slots in self.slots.values()]
+            if any(bool(tf.reduce_any(v != 0)) for v in velocities):
+                return
+        warnings.warn(
+            f"iterations is {int(self.iterations)}, but no slot was restored "
+            f"under the keys {listed(self._registry.parameters, 3)}: was the "
+            "optimizer that was saved built with other keys?",
+            stacklevel=3,
+        )
 
     def get_slot(self, variable: Any, name: str) -> tf.Tensor:
         """Returns the value of a slot of a variable.

@@ -157,6 +157,10 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         fail(str(error))
+    if flags.FLAGS["warmup_steps"].using_default_value:
+        # A short training has a short warm-up.
+        length = flags.FLAGS.decay_steps or flags.FLAGS.steps
+        flags.FLAGS.warmup_steps = min(flags.FLAGS.warmup_steps, length // 10)
     if flags.FLAGS["verbosity"].using_default_value:
         # TensorFlow's own notes would bury the progress line.
         flags.FLAGS.verbosity = logging.WARNING
