@@ -1,7 +1,7 @@
 """Step 9: the exponential moving average of the weights.
 
-An average is NaN until its variable's first update: it then starts from the
-weights, whenever that is, and whatever a checkpoint has replaced before.
+An average is NaN until its variable's first update. It then starts from the
+weights, even if a checkpoint that has no average has replaced them since.
 """
 
 from __future__ import annotations
