@@ -61,3 +61,7 @@ def test_tpu_loop_trains_on_one_device(tmp_path, monkeypatch):
     assert namespace["optimizer"].iterations == 100
     names = [name for name, _ in tf.train.list_variables(str(tmp_path))]
     assert any("optimizer/slots/w/momentum" in name for name in names)
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"@[A-Z_]+@", README.read_text())
