@@ -105,7 +105,7 @@ def _define_model_flags() -> None:
 
 
 def _define_run_flags() -> None:
-    flags.DEFINE_integer("steps", 1800, "Training steps.", lower_bound=1)
+    flags.DEFINE_integer("steps", 1500, "Training steps.", lower_bound=1)
     flags.DEFINE_integer(
         "steps_per_loop",
         20,
