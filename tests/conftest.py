@@ -44,6 +44,30 @@ def rng():
     return np.random.default_rng(1)
 
 
+@pytest.fixture(scope="session")
+def mirrored():
+    """The one MirroredStrategy of the process with default collectives."""
+    import strategies
+
+    return strategies.named("mirrored_2")
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """Every tf.function made while the test runs."""
+    made = []
+    original = tf.function
+
+    def recording(func=None, **options):
+        if func is None:
+            return lambda inner: recording(inner, **options)
+        made.append(original(func, **options))
+        return made[-1]
+
+    monkeypatch.setattr(tf, "function", recording)
+    return made
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints the worst errors seen, as (label, error)."""
     import helpers

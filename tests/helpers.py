@@ -236,6 +236,11 @@ OPTIONS = {
         "ema_overwrite_frequency": 3,
     },
     "loss_scale": {"loss_scale_factor": 1024.0},
+    "dynamic_loss_scale": {
+        "loss_scale_factor": tf_adamw.DynamicLossScale(
+            initial=1024.0, growth_interval=3
+        )
+    },
     "accumulation": {"gradient_accumulation_steps": 2},
     "exclusion": {"exclude_from_weight_decay": ["bias", "scale"]},
     "multipliers": {"learning_rate_multipliers": {"kernel": 0.5, "e": 0.25}},
@@ -257,4 +262,12 @@ OPTIONS = {
         "skip_nonfinite": True,
     },
 }
+
+
+def gradient_scale(options):
+    """What gradients are multiplied by for these options."""
+    factor = options.get("loss_scale_factor") or 1.0
+    return getattr(factor, "initial", factor)
+
+
 every_option = pytest.mark.parametrize("option", OPTIONS)

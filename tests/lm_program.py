@@ -1,12 +1,19 @@
-"""Runs train_lm as a user does, in a process of its own, at a tiny size."""
+"""Runs train_lm as a user does, at a tiny size."""
 
+import contextlib
+import io
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import tensorflow as tf
+from absl.testing import flagsaver
+
 import tpu_scripts
+from tpu_scripts import lm_flags, train_lm
 
 ROOT = pathlib.Path(tpu_scripts.__file__).parents[1]
 SMALL = {
@@ -32,24 +39,41 @@ def command(**given):
     ]
 
 
-def start(arguments, **options):
+def start(arguments, **environment):
     path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
-def run(**given):
+def run(temporary=None, **given):
     """Runs the program to its end: exit code, stdout and own stderr lines."""
-    process = start(command(**given))
+    environment = {"TMPDIR": str(temporary)} if temporary else {}
+    process = start(command(**given), **environment)
     out, err = process.communicate(timeout=200)
     return process.returncode, out, own_lines(err)
+
+
+def run_here(**given):
+    """`run` in this process, which is faster: one replica only."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        flagsaver.flagsaver(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            lm_flags.parse(command(**given)[2:])
+            train_lm.main([])
+        except SystemExit as ended:
+            code = ended.code
+    return code, out.getvalue(), err.getvalue().splitlines()
 
 
 def own_lines(err):
@@ -67,6 +91,21 @@ def write_text(directory):
         words = (f"line {j}: {'word ' * (j % (i + 2))}\n" for j in range(150))
         (directory / f"{i}.txt").write_text("".join(words))
     return f"{directory}/*.txt"
+
+
+def checkpoint(directory, step):
+    """Every value of a checkpoint by its key."""
+    reader = tf.train.load_checkpoint(f"{directory}/checkpoints/ckpt-{step}")
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+    }
+
+
+def history(directory):
+    """The records of a run."""
+    lines = (pathlib.Path(directory) / "history.jsonl").read_text()
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def contents(directory):

@@ -34,8 +34,9 @@ class NumpyAdamW:
     """One training run: weights and state by key, all in float64.
 
     The options are those of the optimizer. `learning_rate` and
-    `weight_decay` may be functions of the step. `round_to` is the dtype that
-    the weights are rounded to after every update. Every option is a plain
+    `weight_decay` may be functions of the step, and `loss_scale_factor` an
+    object with the fields of a dynamic one. `round_to` is the dtype that the
+    weights are rounded to after every update. Every option is a plain
     attribute that may be changed between two steps.
     """
 
@@ -75,7 +76,12 @@ class NumpyAdamW:
         self.use_ema = use_ema
         self.ema_momentum = ema_momentum
         self.ema_overwrite_frequency = ema_overwrite_frequency
+        dynamic = hasattr(loss_scale_factor, "growth_interval")
+        self.loss_scale_rule = loss_scale_factor if dynamic else None
         self.loss_scale = loss_scale_factor or 1.0
+        if dynamic:
+            self.loss_scale = loss_scale_factor.initial
+        self.good_updates = 0
         self.window = gradient_accumulation_steps or 1
         self.excluded = exclude_from_weight_decay
         self.multipliers = learning_rate_multipliers or {}
@@ -112,7 +118,11 @@ class NumpyAdamW:
                 return False, np.nan
         norm = global_norm(given.values())
         finite = all(np.isfinite(g).all() for g in given.values())
-        if self.skip_nonfinite and not finite:
+        if not finite and self.loss_scale_rule:
+            self.good_updates = 0
+            smaller = self.loss_scale / self.loss_scale_rule.factor
+            self.loss_scale = max(smaller, 1.0)
+        if not finite and (self.skip_nonfinite or self.loss_scale_rule):
             return False, norm
         self.last_gradients = self._clip(given, norm)
         for key, gradient in self.last_gradients.items():
@@ -123,7 +133,15 @@ class NumpyAdamW:
         self.iterations += 1
         if self.use_ema:
             self._average(given)
+        if self.loss_scale_rule:
+            self._count_good_update()
         return True, norm
+
+    def _count_good_update(self):
+        self.good_updates += 1
+        if self.good_updates == self.loss_scale_rule.growth_interval:
+            self.good_updates = 0
+            self.loss_scale *= self.loss_scale_rule.factor
 
     def _zeros(self):
         return {k: np.zeros_like(w) for k, w in self.weights.items()}

@@ -239,7 +239,7 @@ def test_a_bad_window_is_dropped_whole(
 def test_both_paths_agree(rng, weights, option):
     options = helpers.OPTIONS[option]
     pairs = [Pair(weights, mode, **options) for mode in [*JIT_MODES, "auto"]]
-    scale = options.get("loss_scale_factor", 1.0)
+    scale = helpers.gradient_scale(options)
     for _ in range(8):
         gradients = helpers.random_gradients(rng, weights, scale)
         for pair in pairs:

@@ -26,7 +26,7 @@ def bits(optimizer, model, path):
 @helpers.every_option
 def test_going_on_is_bit_identical(option, jit_compile, tmp_path):
     """5 steps are in the middle of a window of 2 and of an overwrite by 3."""
-    scale = helpers.OPTIONS[option].get("loss_scale_factor", 1.0)
+    scale = helpers.gradient_scale(helpers.OPTIONS[option])
     optimizer, model = fresh(option, jit_compile)
     optimizer.build(model)
     train(optimizer, model, 0, 5, scale)

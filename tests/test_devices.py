@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import helpers
+import strategies
 import tf_adamw
 from helpers import Pair, both_modes, refused
 
@@ -111,48 +112,10 @@ def test_xla_alone_cannot_serve_two_devices(rng, weights):
     )
 
 
-@pytest.fixture
-def replicated():
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    with strategy.scope():
-        return strategy, tf.Variable([1.0], name="w")
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_build_refuses_several_replicas(replicated, inside):
-    strategy, w = replicated
-    optimizer = tf_adamw.AdamW()
-    before = helpers.snapshot(optimizer)
-    scope = strategy.scope() if inside else tf.device(None)
-    with scope, pytest.raises(ValueError, match=r"Mirrored.*2 replicas"):
-        optimizer.build([w])
-    assert helpers.snapshot(optimizer) == before
-
-
-@pytest.mark.parametrize("where", ["outside", "in scope", "in run"])
-def test_apply_refuses_several_replicas(replicated, where):
-    strategy, w = replicated
-    optimizer = tf_adamw.AdamW()
-    before = helpers.snapshot(optimizer)
-
-    def apply():
-        optimizer.apply([tf.ones([1])], [w])
-
-    with pytest.raises(ValueError, match=r"Mirrored.*2 replicas"):
-        if where == "outside":
-            apply()
-        elif where == "in scope":
-            with strategy.scope():
-                apply()
-        else:
-            strategy.run(apply)
-    assert helpers.snapshot(optimizer) == before
-
-
 @pytest.mark.parametrize("mode", ["auto", False])
 @pytest.mark.parametrize("where", ["in scope", "in run", "in a function"])
 def test_mirrored_strategy_of_one_replica(rng, weights, where, mode):
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+    strategy = strategies.named("mirrored_1")
     with strategy.scope():
         pair = Pair(weights, mode)
 

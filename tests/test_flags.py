@@ -1,5 +1,6 @@
 """tf_adamw.flags: every flag reaches the optimizer, bad values are refused."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_without_a_flag_the_optimizer_has_its_own_defaults():
         ("ema_momentum", "0.875", 0.875),
         ("ema_overwrite_frequency", "7", 7),
         ("loss_scale_factor", "1024", 1024.0),
+        ("aggregation", "mean", "mean"),
         ("gradient_accumulation_steps", "5", 5),
         ("skip_nonfinite", "true", True),
         ("jit_compile", "false", False),
@@ -75,6 +77,27 @@ def test_a_flag_sets_its_argument_and_no_other(name, text, value):
     expected = tf_adamw.AdamW(**{name: value}).get_config()
     assert expected[name] == value
     assert optimizer(f"--{name}={text}").get_config() == expected
+
+
+def test_the_fields_of_a_dynamic_loss_scale_have_flags():
+    fields = dataclasses.fields(tf_adamw.DynamicLossScale)
+    assert {field.name for field in fields} == {
+        "initial",
+        "growth_interval",
+        "factor",
+    }
+    default = tf_adamw.AdamW(loss_scale_factor="dynamic").get_config()
+    assert optimizer("--loss_scale_factor=dynamic").get_config() == default
+    expected = tf_adamw.DynamicLossScale(64.0, 10, 4.0)
+    made = optimizer(
+        "--loss_scale_factor=dynamic",
+        "--initial_loss_scale=64",
+        "--loss_scale_growth_interval=10",
+        "--loss_scale_growth_factor=4",
+    )
+    assert made.loss_scale_factor == expected
+    made = optimizer(loss_scale_factor="dynamic", loss_scale_growth_interval=7)
+    assert made.loss_scale_factor.growth_interval == 7
 
 
 def test_patterns_can_be_repeated():
@@ -126,7 +149,14 @@ def test_a_default_for_no_flag_is_refused():
         ("--global_clipnorm=nan", "must be a finite number > 0"),
         ("--ema_momentum=1.5", r"must be a number in \[0, 1\]"),
         ("--ema_overwrite_frequency=0", "must be an integer >= 1"),
-        ("--loss_scale_factor=0", "must be a finite number > 0"),
+        ("--loss_scale_factor=0", "a finite number > 0, dynamic or none"),
+        ("--loss_scale_factor=fast", "could not convert"),
+        ("--clipnorm=dynamic", "could not convert"),
+        ("--initial_loss_scale=0.5", "must be a finite number >= 1"),
+        ("--initial_loss_scale=none", "could not convert"),
+        ("--loss_scale_growth_interval=0", "must be an integer >= 1"),
+        ("--loss_scale_growth_factor=1", "must be a finite number > 1"),
+        ("--aggregation=max", "should be one of"),
         ("--gradient_accumulation_steps=0", "must be an integer >= 1"),
         ("--gradient_accumulation_steps=1.5", "invalid literal"),
         ("--warmup_steps=-1", "must be an integer >= 0"),

@@ -95,6 +95,10 @@ def reference_of(option, golden):
     reference.iterations = golden[counters + "iterations"]
     reference.position = golden.get(counters + "window_position", 0)
     reference.averaged = set(weights)
+    if reference.loss_scale_rule:
+        reference.good_updates = golden[counters + "good_updates"]
+        scale = "optimizer/hyperparameters/loss_scale"
+        reference.loss_scale = golden[scale]
     return reference
 
 
@@ -104,7 +108,10 @@ def test_next_step_continues(rng, option, jit_compile):
     reference = reference_of(option, golden_values(option))
     optimizer, model = restored(option, jit_compile)
     variables = model.by_key()
-    gradients = helpers.random_gradients(rng, helpers.values(variables))
+    # The golden's dynamic scale is small; what it leaves is of order one.
+    scale = reference.loss_scale if reference.loss_scale_rule else 1.0
+    values = helpers.values(variables)
+    gradients = helpers.random_gradients(rng, values, scale)
     result = optimizer.apply(
         helpers.to_gradients(gradients.values()), variables.values()
     )

@@ -40,6 +40,8 @@ def write(directory, **texts):
 def test_windows_are_consecutive_bytes_of_static_shape():
     dataset = lm_data.training_windows(TEXT, LENGTH, 6, 0, 0)
     assert dataset.element_spec == tf.TensorSpec([6, LENGTH + 1], tf.int32)
+    # Workers then need not tell each other at each step that there is more.
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     for window in np.concatenate(batches(4)):
         np.testing.assert_array_equal(window, window[0] + np.arange(6))
         assert window[0] % LENGTH == 0

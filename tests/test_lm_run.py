@@ -64,6 +64,11 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def run_of(trainer, directory):
+    strategy, path = tf.distribute.get_strategy(), str(directory)
+    return train_lm.Run(strategy, make_corpus(), trainer, path, path)
+
+
 @pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
 @pytest.mark.parametrize("left", [0, 50])
 def test_a_damaged_checkpoint_is_refused(tmp_path, part, left):
@@ -74,7 +79,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, part, left):
     path = checkpoint.save(f"{tmp_path}/checkpoints/ckpt")
     file = tmp_path / "checkpoints" / f"ckpt-1.{part}"
     file.write_bytes(file.read_bytes()[:left])
-    run = train_lm.Run(make_corpus(), trainer, str(tmp_path), str(tmp_path))
+    run = run_of(trainer, tmp_path)
     with pytest.raises(ValueError, match="--model_dir: cannot") as caught:
         train_lm.restore(run)
     assert path in str(caught.value)
@@ -87,9 +92,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, part, left):
 def test_checkpoints_that_cannot_be_found_are_not_begun_again(tmp_path, text):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint").write_text(text)
-    run = train_lm.Run(
-        make_corpus(), make_trainer(), str(tmp_path), str(tmp_path)
-    )
+    run = run_of(make_trainer(), tmp_path)
     with pytest.raises(ValueError, match="names no checkpoint"):
         train_lm.restore(run)
 
@@ -150,24 +153,26 @@ CHIEF = {"chief": ["a:1"], "worker": ["b:1"]}
     ],
 )
 def test_only_the_chief_writes_to_the_common_directory(
-    monkeypatch, tmp_path, spec, task_type, task_id, writes
+    monkeypatch, spec, task_type, task_id, writes
 ):
     strategy = cluster(monkeypatch, spec, task_type, task_id)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    directory = lm_strategy.output_directory(strategy, "common")
-    assert (directory == "common") == writes
+    assert lm_strategy.is_chief(strategy) == writes
 
 
-def test_strategies_by_name():
-    def make(kind):
-        return lm_strategy.make_strategy(kind)
-
+def test_strategies_by_name(monkeypatch):
+    make = lm_strategy.make_strategy
     assert make("default") is tf.distribute.get_strategy()
     assert isinstance(make("one_device"), tf.distribute.OneDeviceStrategy)
-    mirrored = make("mirrored")
-    assert type(mirrored) is tf.distribute.MirroredStrategy
-    with pytest.raises(ValueError, match="--strategy=tpu: "):
-        make("tpu")
+    for replicas in (2, 4):
+        mirrored = make("mirrored", logical_cpus=replicas)
+        assert type(mirrored) is tf.distribute.MirroredStrategy
+        assert mirrored.num_replicas_in_sync == replicas
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="needs the cluster in TF_CONFIG"):
+        make("multi_worker")
+    monkeypatch.setenv("TF_CONFIG", "{")
+    with pytest.raises(ValueError, match="--strategy=multi_worker: "):
+        make("multi_worker")
 
 
 def compiles(replicas, jit_compile):

@@ -38,15 +38,22 @@ def test_average_example():
     np.testing.assert_array_equal(w, optimizer.get_slot(w, "average"))
 
 
-class OneCpu(tf.distribute.OneDeviceStrategy):
+class Cpus(tf.distribute.MirroredStrategy):
     """Stands in for TPUStrategy: all but the TPU itself is run."""
 
+    count = 1
+
     def __init__(self, resolver):
-        super().__init__("/cpu:0")
+        super().__init__(
+            [f"/cpu:{number}" for number in range(self.count)],
+            tf.distribute.ReductionToOneDevice(),
+        )
 
 
-def test_tpu_loop_trains_on_one_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(tf.distribute, "TPUStrategy", OneCpu)
+@pytest.mark.parametrize("count", [1, 2])
+def test_tpu_loop_trains_on_replicas(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(Cpus, "count", count)
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", Cpus)
     for module, name in (
         (tf.distribute.cluster_resolver, "TPUClusterResolver"),
         (tf.config, "experimental_connect_to_cluster"),
@@ -58,7 +65,7 @@ def test_tpu_loop_trains_on_one_device(tmp_path, monkeypatch):
     path = tmp_path / "loop.py"
     path.write_text(code)
     namespace = runpy.run_path(str(path))
-    assert namespace["optimizer"].iterations == 100
+    assert namespace["optimizer"].iterations.numpy() == 100
     names = [name for name, _ in tf.train.list_variables(str(tmp_path))]
     assert any("optimizer/slots/w/momentum" in name for name in names)
 

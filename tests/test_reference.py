@@ -111,7 +111,7 @@ def train_and_measure(rng, option, dtype, jit_compile):
     options = helpers.OPTIONS[option]
     pair = Pair(weights, jit_compile, **options)
     window = options.get("gradient_accumulation_steps", 1)
-    scale = options.get("loss_scale_factor", 1.0)
+    scale = helpers.gradient_scale(options)
     pair.train(rng, 20 * window, scale)
     assert pair.reference.iterations == 20
     helpers.record(f"{dtype} weights, reference, 20 steps", pair.error())

@@ -14,22 +14,6 @@ from helpers import JIT_MODES, Pair, both_modes
 pytestmark = pytest.mark.core
 
 
-@pytest.fixture
-def functions(monkeypatch):
-    """Every tf.function made while the test runs."""
-    made = []
-    original = tf.function
-
-    def recording(func=None, **options):
-        if func is None:
-            return lambda inner: recording(inner, **options)
-        made.append(original(func, **options))
-        return made[-1]
-
-    monkeypatch.setattr(tf, "function", recording)
-    return made
-
-
 def traces(functions):
     return sum(f.experimental_get_tracing_count() for f in functions)
 
@@ -73,9 +57,10 @@ def test_eager_steps_trace_once(rng, functions, jit_compile):
 @both_modes
 @pytest.mark.parametrize("option", ["everything", "ema_overwrite"])
 def test_windows_and_overwrites_trace_once(rng, functions, option, jit_compile):
+    """The update's program is traced when the first window is complete."""
     weights = helpers.random_weights(rng, helpers.SHAPES)
     pair = Pair(weights, jit_compile, **helpers.OPTIONS[option])
-    pair.train(rng, 1)
+    pair.train(rng, pair.reference.window)
     first = traces(functions)
     pair.train(rng, 13)
     assert traces(functions) == first > 0

@@ -114,6 +114,6 @@ def test_build_between_eager_windows(rng, weights, jit_compile):
 def test_moments_show_every_factor(rng, weights, options, jit_compile):
     """Adam's weights do not: they are the same for gradients twice as big."""
     pair = Pair(weights, jit_compile, **options)
-    pair.train(rng, 12, options.get("loss_scale_factor", 1.0))
+    pair.train(rng, 12, helpers.gradient_scale(options))
     pair.check_moments()
     assert pair.error() <= 1e-6

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_adamw import replicas
 from tf_adamw.dtypes import widen
 
 
@@ -40,7 +41,7 @@ def accumulate(
         gradient = widen(gradient)
         if compiled:
             total = accumulator + gradient
-            accumulator.assign(tf.where(first, gradient, total))
+            replicas.assign(accumulator, tf.where(first, gradient, total))
         else:
             _overwrite_or_add(accumulator, gradient, first)
 
@@ -49,21 +50,21 @@ def _overwrite_or_add(
     accumulator: tf.Variable, gradient: tf.Tensor, first: tf.Tensor
 ) -> None:
     def overwrite() -> tf.Tensor:
-        accumulator.assign(gradient)
+        replicas.assign(accumulator, gradient)
         return True
 
     def add() -> tf.Tensor:
-        accumulator.assign_add(gradient)
+        replicas.assign_add(accumulator, gradient)
         return True
 
     tf.cond(first, overwrite, add)
 
 
-def window_mean(
-    accumulators: Sequence[tf.Variable], position: tf.Tensor
-) -> list[tf.Tensor]:
-    """Returns the mean gradients of a window that ends at `position`."""
-    return [
-        accumulator / tf.cast(position + 1, accumulator.dtype)
-        for accumulator in accumulators
-    ]
+def window_mean(position: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+    """Returns the mean gradient of a window that ends at `position`.
+
+    Args:
+      position: integer scalar, from 0.
+      total: the sum of the window's gradients, or the accumulator.
+    """
+    return total / tf.cast(position + 1, total.dtype)

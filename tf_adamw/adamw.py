@@ -11,7 +11,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import arguments, configuration, loss_scale, summary
+from tf_adamw import aggregation as reduction
+from tf_adamw import (
+    arguments,
+    configuration,
+    loss_scale,
+    sharding,
+    summary,
+)
 from tf_adamw.compilation import Programs
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
@@ -27,9 +34,9 @@ PLAIN_OPTIONS = (
     "use_ema",
     "ema_momentum",
     "ema_overwrite_frequency",
-    "loss_scale_factor",
     "gradient_accumulation_steps",
     "name",
+    "aggregation",
     "skip_nonfinite",
     "jit_compile",
 )
@@ -74,7 +81,8 @@ class AdamW(Step):
       ema_overwrite_frequency: every so many updates the weights become the
         average; None for never. See also `finalize_variable_values`.
       loss_scale_factor: a number that `scale_loss` multiplies by and that
-        `apply` divides the gradients by.
+        `apply` divides the gradients by; or "dynamic" or a `DynamicLossScale`,
+        which follows the gradients and skips updates that are not finite.
       gradient_accumulation_steps: the number of `apply` calls (micro-steps)
         in the window whose mean gradient makes one update. A variable that
         has no gradient in the last of them takes part if the sum of its
@@ -87,8 +95,13 @@ class AdamW(Step):
       learning_rate_multipliers: a dict of regular expressions and factors on
         the learning rate, decay included, numbers or scalar variables; the
         first pattern that matches a variable counts.
-      skip_nonfinite: whether a step whose gradients are not all finite
-        changes nothing. With accumulation the window is dropped.
+      aggregation: how the gradients of the replicas are reduced: "sum" (the
+        loss of each replica is its part of the whole batch's loss), "mean"
+        (each is the mean over its own part), or "none": they are reduced
+        already, the same on all replicas.
+      skip_nonfinite: whether a step whose reduced gradients are not all finite
+        changes nothing, on any replica. With accumulation the window is
+        dropped.
       jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
         Adam ops, "auto" takes the first where it is to be had. Of the fused
         ops, TensorFlow has the one for `amsgrad` outside of XLA only: in a
@@ -117,21 +130,28 @@ class AdamW(Step):
         use_ema: bool = False,
         ema_momentum: float = 0.99,
         ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: float | None = None,
+        loss_scale_factor: float
+        | str
+        | loss_scale.DynamicLossScale
+        | None = None,
         gradient_accumulation_steps: int | None = None,
         name: str = "adamw",
         *,
         exclude_from_weight_decay: Any = None,
         learning_rate_multipliers: Mapping[str, Any] | None = None,
+        aggregation: str = "sum",
         skip_nonfinite: bool = False,
         jit_compile: bool | str = "auto",
     ) -> None:
         steps = arguments.optional_count(
             "gradient_accumulation_steps", gradient_accumulation_steps
         )
+        scale = arguments.loss_scale_factor(loss_scale_factor)
+        dynamic = isinstance(scale, loss_scale.DynamicLossScale)
         super().__init__(
             name or "adamw",
             Hyperparameters(
+                scale.initial if dynamic else None,
                 learning_rate=learning_rate,
                 weight_decay=weight_decay,
                 beta_1=beta_1,
@@ -143,6 +163,10 @@ class AdamW(Step):
             amsgrad=arguments.flag("amsgrad", amsgrad),
             use_ema=arguments.flag("use_ema", use_ema),
             accumulation_steps=steps,
+            aggregation=arguments.choice(
+                "aggregation", aggregation, reduction.CHOICES
+            ),
+            dynamic=dynamic,
         )
         bounds = arguments.clip_bounds(
             clipnorm=clipnorm,
@@ -156,13 +180,13 @@ class AdamW(Step):
         self.ema_overwrite_frequency = arguments.optional_count(
             "ema_overwrite_frequency", ema_overwrite_frequency
         )
-        self.loss_scale_factor = arguments.optional_number(
-            "loss_scale_factor", loss_scale_factor
-        )
+        self.loss_scale_factor = scale
         self.skip_nonfinite = arguments.flag("skip_nonfinite", skip_nonfinite)
         self.jit_compile = arguments.jit_mode(jit_compile)
-        self._programs = Programs(self._step)
-        self._fixed = frozenset((*PLAIN_OPTIONS, "beta_1", "beta_2", "epsilon"))
+        self._programs = Programs()
+        self._fixed = frozenset(
+            (*PLAIN_OPTIONS, "loss_scale_factor", "beta_1", "beta_2", "epsilon")
+        )
 
     @property
     def beta_1(self) -> Any:
@@ -236,7 +260,7 @@ class AdamW(Step):
             )
         if callable(var_list):
             var_list = var_list()
-        variables = as_list("var_list", var_list)
+        variables = sharding.in_shards(as_list("var_list", var_list))
         loss = tf.convert_to_tensor(loss)
         raw = [raw_variable(variable) for variable in variables]
         scale = self.scale_loss(tf.ones_like(loss))
@@ -244,12 +268,12 @@ class AdamW(Step):
         return self.apply(grads, variables)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns `loss * loss_scale_factor`; without a factor, `loss`.
+        """Returns `loss * loss_scale`; without a loss scale, `loss`.
 
         Raises:
-          ValueError: if the factor is too large for the loss's dtype.
+          ValueError: if a constant one is too large for the loss's dtype.
         """
-        return loss_scale.scale(loss, self.loss_scale_factor)
+        return loss_scale.scale(loss, self._scale)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, as JSON-able values.
@@ -264,6 +288,9 @@ class AdamW(Step):
         return {
             **configuration.hyperparameter_config(self.hyperparameters),
             **plain,
+            "loss_scale_factor": configuration.loss_scale_config(
+                self.loss_scale_factor
+            ),
             "exclude_from_weight_decay": configuration.exclusion_config(
                 self._exclusions, self._registry
             ),
@@ -285,6 +312,10 @@ class AdamW(Step):
           custom_objects: classes of schedules by name, before those that are
             imported from where they were defined.
         """
+        scale = config.get("loss_scale_factor")
+        if isinstance(scale, Mapping):
+            scale = loss_scale.DynamicLossScale(**scale)
+            config = {**config, "loss_scale_factor": scale}
         return cls(
             **{
                 name: configuration.restored(value, custom_objects)

@@ -2,34 +2,194 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import replicas
+from tf_adamw.dtypes import widen
 
-def check_strategy(variables: Iterable[tf.Variable] = ()) -> None:
-    """Refuses a strategy whose replicas would drift apart.
+CHOICES = ("sum", "mean", "none")
+
+
+def needed(how: str) -> bool:
+    """Whether the gradients of this replica are not yet those of all."""
+    return how != "none" and replicas.several()
+
+
+def own(gradients: Iterable[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the gradients as this replica's own float32 or float64 tensors.
+
+    TensorFlow takes one tensor object on all replicas for a reduced one.
+    Low-precision gradients are widened: their sum needs the digits.
+    """
+    return [tf.identity(widen(gradient)) for gradient in gradients]
+
+
+def reduce(gradients: Sequence[tf.Tensor], how: str) -> list[tf.Tensor]:
+    """Returns the gradients reduced across replicas, the same on each.
 
     Args:
-      variables: the current strategy is checked, and that of each of these.
+      gradients: tensors of any shape and floating dtype.
+      how: "sum" or "mean".
 
     Raises:
-      ValueError: if more than one replica is in sync.
+      ValueError: if the strategy cannot reduce here.
     """
-    strategies = [tf.distribute.get_strategy()]
-    for variable in variables:
-        if isinstance(variable, tf.distribute.DistributedValues):
-            strategies.append(variable.distribute_strategy)
-    for strategy in strategies:
-        if strategy.num_replicas_in_sync == 1:
-            continue
-        raise ValueError(
-            f"{type(strategy).__name__} has {strategy.num_replicas_in_sync} "
-            "replicas in sync; this version of AdamW supports one: the default "
-            "strategy, OneDeviceStrategy, or another strategy of one replica."
+    context = tf.distribute.get_replica_context()
+    wide = own(gradients)
+    reduced = functools.partial(context.all_reduce, how.upper())
+    with refusals_in_a_line(context.strategy):
+        return _by_dtype(reduced, wide, [gradient.dtype for gradient in wide])
+
+
+def reduce_if(
+    needed_now: tf.Tensor,
+    values: Sequence[tf.Tensor],
+    how: str,
+    absent: frozenset[Any],
+) -> list[tf.Tensor]:
+    """Returns values reduced across replicas if `needed_now`.
+
+    The condition is evaluated once for all replicas, outside of them: that is
+    where strategies that have a merge_call can have collectives in it.
+
+    Args:
+      needed_now: bool scalar, the same on all replicas.
+      values: float32 or float64 tensors.
+      how: "sum" or "mean".
+      absent: which variables had no gradient; checked to be the same on all
+        replicas of this process.
+
+    Returns:
+      The reduced values; if not `needed_now`, tensors of the same shapes.
+
+    Raises:
+      ValueError: if the strategy cannot reduce here, or replicas differ in
+        `absent`.
+    """
+    context = tf.distribute.get_replica_context()
+
+    def merged(
+        strategy: tf.distribute.Strategy,
+        absent: Any,
+        needed_now: Any,
+        *values: Any,
+    ) -> Any:
+        local = strategy.experimental_local_results
+        if len(set(local(absent))) > 1:
+            raise ValueError(different_gradients(strategy))
+
+        def reduced() -> list[tuple[tf.Tensor, ...]]:
+            return [local(v) for v in _batch_reduce(strategy, values, how)]
+
+        def unchanged() -> list[tuple[tf.Tensor, ...]]:
+            return [tuple(map(tf.identity, local(v))) for v in values]
+
+        results = tf.cond(local(needed_now)[0], reduced, unchanged)
+        return replicas.per_replica(
+            strategy, map(list, zip(*results, strict=True))
         )
 
+    with refusals_in_a_line(context.strategy):
+        return context.merge_call(merged, args=(absent, needed_now, *values))
 
-def aggregate(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the gradients reduced across replicas: of one, its own."""
-    return list(gradients)
+
+def merge(
+    strategy: tf.distribute.Strategy,
+    gradients: Sequence[Sequence[tf.Tensor]],
+    destinations: Sequence[tf.Variable],
+    how: str,
+) -> list[tf.Tensor]:
+    """Reduces the gradients of all replicas to the one copy of a variable.
+
+    Args:
+      strategy: in whose cross-replica context this is.
+      gradients: for each variable those of the replicas, or a single one,
+        which counts as reduced.
+      destinations: the variables.
+      how: "sum", "mean" or "none".
+
+    Returns:
+      For each variable one tensor, on the variable's device.
+    """
+    merged = []
+    for parts, destination in zip(gradients, destinations, strict=True):
+        if len(parts) == 1 or how == "none":
+            merged.append(parts[0])
+            continue
+        value = replicas.per_replica(strategy, own(parts))
+        reduced = strategy.extended.reduce_to(how.upper(), value, destination)
+        merged.extend(strategy.experimental_local_results(reduced))
+    return merged
+
+
+def by_replica(
+    strategy: tf.distribute.Strategy, values: Sequence[Any]
+) -> list[list[Any]]:
+    """For each replica a list of its values; one list if none is distributed.
+
+    Args:
+      strategy: in whose cross-replica context this is.
+      values: per-replica values, others, or None.
+    """
+    parts = [strategy.experimental_local_results(value) for value in values]
+    count = max(map(len, parts), default=1)
+    return [
+        [part[replica if len(part) > 1 else 0] for part in parts]
+        for replica in range(count)
+    ]
+
+
+def _batch_reduce(
+    strategy: tf.distribute.Strategy, values: Sequence[Any], how: str
+) -> list[Any]:
+    def reduced(same: list[Any]) -> list[Any]:
+        return strategy.extended.batch_reduce_to(
+            how.upper(), [(value, value) for value in same]
+        )
+
+    dtypes = [strategy.experimental_local_results(v)[0].dtype for v in values]
+    return _by_dtype(reduced, values, dtypes)
+
+
+def _by_dtype(
+    function: Callable[[list[Any]], Sequence[Any]],
+    values: Sequence[Any],
+    dtypes: Sequence[tf.DType],
+) -> list[Any]:
+    """Calls it for each dtype: collectives may pack values in one buffer."""
+    results: list[Any] = [None] * len(values)
+    for dtype in sorted(set(dtypes), key=lambda dtype: dtype.size):
+        places = [i for i, found in enumerate(dtypes) if found == dtype]
+        same = function([values[i] for i in places])
+        for i, result in zip(places, same, strict=True):
+            results[i] = result
+    return results
+
+
+@contextlib.contextmanager
+def refusals_in_a_line(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says shortly what TensorFlow says in many lines, or not at all."""
+    name = type(strategy).__name__
+    try:
+        yield
+    except RuntimeError as error:
+        if "merge_call" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} cannot reduce gradients in a tf.function, tf.cond or "
+            "tf.while_loop inside of the function that is passed to "
+            "strategy.run(): put them around strategy.run()."
+        ) from error
+
+
+def different_gradients(strategy: tf.distribute.Strategy) -> str:
+    """The message for replicas that disagree on what is None."""
+    return (
+        f"The replicas of {type(strategy).__name__} have gradients for "
+        "different variables: one that is None has to be None on all of them."
+    )

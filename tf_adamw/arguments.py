@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_adamw.keys import unwrapped
+from tf_adamw.loss_scale import DynamicLossScale
 from tf_adamw.patterns import check_pattern
 
 
@@ -25,6 +26,8 @@ FROM_0 = Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
 ABOVE_0 = Range("a finite number > 0", lambda x: 0 < x < math.inf)
 BELOW_1 = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 UP_TO_1 = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
+AT_LEAST_1 = Range("a finite number >= 1", lambda x: 1 <= x < math.inf)
+ABOVE_1 = Range("a finite number > 1", lambda x: 1 < x < math.inf)
 COUNT = Range("an integer >= 1", lambda x: x >= 1)
 
 RANGES = {
@@ -38,6 +41,11 @@ RANGES = {
     "global_clipnorm": ABOVE_0,
     "ema_momentum": UP_TO_1,
     "loss_scale_factor": ABOVE_0,
+    "DynamicLossScale.initial": AT_LEAST_1,
+    "DynamicLossScale.growth_interval": Range(
+        "an integer from 1 to 2^31", lambda x: 1 <= x <= 2**31
+    ),
+    "DynamicLossScale.factor": ABOVE_1,
     "ema_overwrite_frequency": COUNT,
     "gradient_accumulation_steps": COUNT,
 }
@@ -73,13 +81,20 @@ def optional_count(argument: str, value: Any) -> int | None:
     Raises:
       ValueError: if it is neither.
     """
-    if value is None:
-        return None
+    return None if value is None else count(argument, value, "None or ")
+
+
+def count(argument: str, value: Any, otherwise: str = "") -> int:
+    """Returns a positive int.
+
+    Raises:
+      ValueError: if it is none.
+    """
     allowed = RANGES[argument]
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not allowed.accepts(value):
         raise ValueError(
-            f"{argument} must be None or {allowed.text}, got {value!r}."
+            f"{argument} must be {otherwise}{allowed.text}, got {value!r}."
         )
     return int(value)
 
@@ -111,6 +126,44 @@ def clip_bounds(**bounds: Any) -> dict[str, float | None]:
             f"got {', '.join(given)}."
         )
     return checked
+
+
+def choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """Returns one of several words.
+
+    Raises:
+      ValueError: if it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        accepted = ", ".join(map(repr, choices))
+        raise ValueError(
+            f"{argument} must be one of {accepted}, got {value!r}."
+        )
+    return value
+
+
+def loss_scale_factor(value: Any) -> float | DynamicLossScale | None:
+    """Returns a number, None, or the rule of a dynamic loss scale.
+
+    Raises:
+      ValueError: if it is none of them, or out of range.
+    """
+    argument = "loss_scale_factor"
+    if isinstance(value, str) and value == "dynamic":
+        return DynamicLossScale()
+    if not isinstance(value, DynamicLossScale):
+        if isinstance(value, str):
+            raise ValueError(
+                f'{argument} must be a number, "dynamic", a '
+                f"DynamicLossScale or None, got {value!r}."
+            )
+        return optional_number(argument, value)
+    of = "DynamicLossScale."
+    return DynamicLossScale(
+        number(f"{of}initial", value.initial),
+        count(f"{of}growth_interval", value.growth_interval),
+        number(f"{of}factor", value.factor),
+    )
 
 
 def jit_mode(value: Any) -> bool | str:

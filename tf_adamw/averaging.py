@@ -6,9 +6,14 @@ weights, even if a checkpoint that has no average has replaced them since.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
 import tensorflow as tf
 
+from tf_adamw import replicas
 from tf_adamw.dtypes import scalar
+from tf_adamw.registry import Parameter
 
 
 def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
@@ -28,7 +33,7 @@ def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
     weights = tf.cast(variable, value.dtype)
     kept = scalar(momentum, value.dtype) * value
     moved = kept + scalar(1 - momentum, value.dtype) * weights
-    value.assign(tf.where(tf.math.is_nan(value), weights, moved))
+    replicas.assign(value, tf.where(tf.math.is_nan(value), weights, moved))
 
 
 def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
@@ -40,6 +45,34 @@ def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
     """
     weights = tf.cast(variable, value.dtype)
     return tf.where(tf.math.is_nan(value), weights, value)
+
+
+def finalize(parameters: Iterable[Parameter]) -> None:
+    """Makes the averages the weights, copy by copy.
+
+    Within a replica that is the replica's own copy alone.
+    """
+    for parameter in parameters:
+        for weights, held in zip(
+            replicas.copies(parameter.variable),
+            replicas.copies(parameter.slots["average"]),
+            strict=True,
+        ):
+            new = tf.cast(started(held, weights), weights.dtype)
+            replicas.assign(weights, new)
+
+
+@contextlib.contextmanager
+def swapped(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Makes the averages the weights within a `with` block."""
+    every_copy = [c for p in parameters for c in replicas.copies(p.variable)]
+    kept = [copy.read_value() for copy in every_copy]
+    try:
+        finalize(parameters)
+        yield
+    finally:
+        for copy, value in zip(every_copy, kept, strict=True):
+            replicas.assign(copy, value)
 
 
 def overwrite_due(iterations: tf.Tensor, frequency: int) -> tf.Tensor:
@@ -67,11 +100,11 @@ def overwrite(
     """
     if compiled:
         weights = tf.cast(value, variable.dtype)
-        variable.assign(tf.where(due, weights, variable))
+        replicas.assign(variable, tf.where(due, weights, variable))
         return
 
     def copy() -> bool:
-        variable.assign(tf.cast(value, variable.dtype))
+        replicas.assign(variable, tf.cast(value, variable.dtype))
         return True
 
     tf.cond(due, copy, lambda: True)

@@ -9,17 +9,17 @@ import tensorflow as tf
 from tf_adamw.dtypes import widen, widest
 
 
-def squared_norms(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the squared Euclidean norms, in float32 or float64.
+def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the squared Euclidean norm, in float32 or float64.
 
     Args:
-      gradients: tensors of any shape and floating dtype.
+      gradient: a tensor of any shape and floating dtype.
     """
-    return [tf.reduce_sum(tf.square(widen(g))) for g in gradients]
+    return tf.reduce_sum(tf.square(widen(gradient)))
 
 
 def global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the norm of all gradients together, of their `squared_norms`."""
+    """Returns the norm of all gradients, of their squared norms."""
     dtype = widest(square.dtype for square in squares)
     return tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))
 
@@ -27,6 +27,7 @@ def global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
 def clip(
     gradients: Sequence[tf.Tensor],
     squares: Sequence[tf.Tensor] | None = None,
+    keys: Sequence[str] | None = None,
     *,
     clipvalue: float | None = None,
     clipnorm: float | None = None,
@@ -45,7 +46,8 @@ def clip(
 
     Args:
       gradients: tensors of any shape and floating dtype.
-      squares: their `squared_norms`, for a clip by norm.
+      squares: of each its `squared_norm`, for a clip by norm.
+      keys: shards of one gradient have the same; by default there are none.
       clipvalue: largest absolute value of an element.
       clipnorm: largest Euclidean norm of one gradient.
       global_clipnorm: largest Euclidean norm of all gradients together.
@@ -60,7 +62,7 @@ def clip(
     if clipvalue is not None:
         return [tf.clip_by_value(g, -clipvalue, clipvalue) for g in gradients]
     if clipnorm is not None:
-        norms = [tf.sqrt(square) for square in squares]
+        norms = [tf.sqrt(square) for square in _of_wholes(squares, keys)]
         bound = clipnorm
     else:
         norms = [global_norm(squares)] * len(gradients)
@@ -69,6 +71,19 @@ def clip(
         gradient * _factor(tf.cast(norm, gradient.dtype), bound)
         for gradient, norm in zip(gradients, norms, strict=True)
     ]
+
+
+def _of_wholes(
+    squares: Sequence[tf.Tensor], keys: Sequence[str] | None
+) -> list[tf.Tensor]:
+    """For each shard the squared norm of the whole that it is a part of."""
+    if keys is None or len(set(keys)) == len(keys):
+        return list(squares)
+    parts: dict[str, list[tf.Tensor]] = {}
+    for key, square in zip(keys, squares, strict=True):
+        parts.setdefault(key, []).append(square)
+    totals = {key: tf.add_n(same) for key, same in parts.items()}
+    return [totals[key] for key in keys]
 
 
 def _factor(norm: tf.Tensor, bound: float) -> tf.Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from tf_adamw.hyperparameters import NAMES, Hyperparameters
-from tf_adamw.keys import own_name
+from tf_adamw.loss_scale import DynamicLossScale
 from tf_adamw.patterns import Exclusions
 from tf_adamw.registry import Registry
 
@@ -20,6 +23,15 @@ def hyperparameter_config(held: Hyperparameters) -> dict[str, Any]:
       ValueError: if a callable has no configuration.
     """
     return {name: _described(name, held.plain(name)) for name in NAMES}
+
+
+def loss_scale_config(
+    factor: float | DynamicLossScale | None,
+) -> float | dict[str, Any] | None:
+    """Returns a number, None, or the fields of a dynamic loss scale."""
+    if isinstance(factor, DynamicLossScale):
+        return dataclasses.asdict(factor)
+    return factor
 
 
 def exclusion_config(
@@ -37,15 +49,16 @@ def exclusion_config(
         )
     patterns = list(exclusions.patterns)
     for variable in exclusions.variables:
-        built = registry.find(variable)
-        key = built.key if built else own_name(variable)
-        patterns.append(f"^{re.escape(key)}$")
+        patterns.append(f"^{re.escape(registry.name(variable))}$")
     return patterns or None
 
 
 def multiplier_config(multipliers: Mapping[str, Any]) -> dict[str, float]:
     """Returns patterns and numbers, those of variables as they stand."""
-    return {pattern: float(factor) for pattern, factor in multipliers.items()}
+    return {
+        pattern: float(tf.convert_to_tensor(factor))
+        for pattern, factor in multipliers.items()
+    }
 
 
 def restored(value: Any, custom_objects: Mapping[str, Any] | None) -> Any:

@@ -1,10 +1,12 @@
-"""The counters: how many updates were applied, and where in the window."""
+"""The counters: updates applied, place in the window, good updates."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_adamw.placement import on_device
+from tf_adamw import placement, replicas
+
+NAMES = ("iterations", "window_position", "good_updates")
 
 
 class Counters(tf.Module):
@@ -14,27 +16,42 @@ class Counters(tf.Module):
       iterations: the number of updates applied.
       window_position: the micro-step's position in the window, from 0;
         without accumulation None.
+      good_updates: the number of updates since the dynamic loss scale last
+        changed; without one None.
     """
 
-    def __init__(self, *, accumulates: bool) -> None:
+    def __init__(self, *, accumulates: bool, scales: bool) -> None:
         super().__init__(name="counters")
-        self.iterations = _counter("iterations")
-        self.window_position = (
-            _counter("window_position") if accumulates else None
-        )
+        for name, needed in zip(
+            NAMES, (True, accumulates, scales), strict=True
+        ):
+            setattr(self, name, _counter(name) if needed else None)
 
-    def place(self, device: str) -> None:
-        """Moves the counters to the device of the weights."""
-        for name in ("iterations", "window_position"):
+    def place(self, owner: tf.distribute.Strategy | None, device: str) -> None:
+        """Moves the counters where the weights are."""
+        for name in NAMES:
             counter = getattr(self, name)
             if counter is not None:
-                setattr(self, name, on_device(counter, device))
+                setattr(self, name, placement.moved(counter, owner, device))
 
-    def calls(self, accumulation_steps: int) -> tf.Tensor:
-        """The number of `apply` calls that counted: what schedules read."""
+    def held(self) -> list[tf.Variable]:
+        """All counters that there are."""
+        counters = [getattr(self, name) for name in NAMES]
+        return [counter for counter in counters if counter is not None]
+
+    def position(self) -> tf.Tensor | None:
+        """The position in the window, None without accumulation."""
         if self.window_position is None:
+            return None
+        return tf.identity(self.window_position)
+
+    def calls(
+        self, accumulation_steps: int | None, position: tf.Tensor | None
+    ) -> tf.Tensor:
+        """The number of `apply` calls that counted: what schedules read."""
+        if accumulation_steps is None:
             return tf.convert_to_tensor(self.iterations)
-        return self.iterations * accumulation_steps + self.window_position
+        return self.iterations * accumulation_steps + position
 
     def count_micro_step(self, position: tf.Tensor, last: int) -> None:
         """Moves on in the window, from `position`; from `last` to its start."""
@@ -42,11 +59,15 @@ class Counters(tf.Module):
         # was longer when it was saved may be past its end.
         start = tf.zeros_like(position)
         following = tf.where(position >= last, start, position + 1)
-        self.window_position.assign(following)
+        replicas.assign(self.window_position, following)
+
+    def restart_good_updates(self) -> None:
+        """Counts the good updates from zero again."""
+        replicas.assign(self.good_updates, tf.zeros([], tf.int64))
 
     def count_update(self) -> None:
         """Counts an update that was applied."""
-        self.iterations.assign_add(1)
+        replicas.assign_add(self.iterations, tf.ones([], tf.int64))
 
 
 def _counter(name: str) -> tf.Variable:

@@ -12,21 +12,22 @@ def main(argv):
 
 import functools
 import inspect
-import math
-import re
 from typing import Any
 
 from absl import flags
 
 from tf_adamw.adamw import AdamW
-from tf_adamw.arguments import (
-    COUNT,
-    FROM_0,
-    RANGES,
-    UP_TO_1,
-    Range,
-    accepts,
+from tf_adamw.aggregation import CHOICES as AGGREGATIONS
+from tf_adamw.arguments import COUNT, RANGES, UP_TO_1, Range
+from tf_adamw.flag_values import (
+    OrWord,
+    check_multipliers,
+    check_patterns,
+    either,
+    in_range,
+    multiplier,
 )
+from tf_adamw.loss_scale import DynamicLossScale
 
 # The flags belong to the module that calls `define_adamw_flags`: it is there
 # that `--help` should list them.
@@ -34,9 +35,17 @@ flags.disclaim_key_flags()
 
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 _JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
+_DYNAMIC = {  # the flags of a DynamicLossScale's fields
+    "initial_loss_scale": "initial",
+    "loss_scale_growth_interval": "growth_interval",
+    "loss_scale_growth_factor": "factor",
+}
+# What a flag takes besides numbers; `none` unsets what a program sets.
+_WORDS = {"loss_scale_factor": ("dynamic", "none")}
 
 _RANGES = {
     **RANGES,
+    **{name: RANGES[f"DynamicLossScale.{f}"] for name, f in _DYNAMIC.items()},
     "warmup_steps": Range("an integer >= 0", lambda x: x >= 0),
     "decay_steps": COUNT,
     "final_learning_rate_fraction": UP_TO_1,
@@ -68,7 +77,21 @@ _NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
         _INTEGER,
         "Updates after which, each time, the weights become their average.",
     ),
-    "loss_scale_factor": (_FLOAT, "Factor of the loss in float16."),
+    "loss_scale_factor": (
+        _FLOAT,
+        "Factor of the loss in float16; dynamic: one that follows the "
+        "gradients, and skips updates that are not finite.",
+    ),
+    "initial_loss_scale": (_FLOAT, "The dynamic loss scale's first value."),
+    "loss_scale_growth_interval": (
+        _INTEGER,
+        "Good updates in a row after which the dynamic loss scale grows.",
+    ),
+    "loss_scale_growth_factor": (
+        _FLOAT,
+        "What the dynamic loss scale is multiplied by then, and divided by "
+        "after a bad update.",
+    ),
     "gradient_accumulation_steps": (
         _INTEGER,
         "Steps whose mean gradient makes one update.",
@@ -83,6 +106,10 @@ _CHOICES = {
     "learning_rate_schedule": (
         ["constant", "cosine"],
         "What the rate does after the warm-up.",
+    ),
+    "aggregation": (
+        list(AGGREGATIONS),
+        "How the gradients of the replicas are reduced.",
     ),
     "jit_compile": (list(_JIT_COMPILE), "Use XLA; auto: where it works."),
 }
@@ -105,6 +132,7 @@ _DEFAULTS = {
     "warmup_steps": 0,
     "decay_steps": None,
     "final_learning_rate_fraction": 0.0,
+    **{name: getattr(DynamicLossScale, f) for name, f in _DYNAMIC.items()},
     **_ARGUMENTS,
 }
 
@@ -145,8 +173,8 @@ def define_adamw_flags(
             name, values[name], text, flag_values=flag_values
         )
     for name, check in (
-        ("exclude_from_weight_decay", _check_patterns),
-        ("learning_rate_multipliers", _check_multipliers),
+        ("exclude_from_weight_decay", check_patterns),
+        ("learning_rate_multipliers", check_multipliers),
     ):
         flags.register_validator(name, check, flag_values=flag_values)
     return list(values)
@@ -174,9 +202,12 @@ def adamw_from_flags(
         name: flag_values[name].value for name in _ARGUMENTS
     }
     multipliers = flag_values.learning_rate_multipliers or []
+    if arguments["loss_scale_factor"] == "dynamic":
+        fields = {f: flag_values[name].value for name, f in _DYNAMIC.items()}
+        arguments["loss_scale_factor"] = DynamicLossScale(**fields)
     arguments |= {
         "learning_rate": _learning_rate(flag_values, decay_steps),
-        "learning_rate_multipliers": dict(map(_multiplier, multipliers)),
+        "learning_rate_multipliers": dict(map(multiplier, multipliers)),
         "jit_compile": _JIT_COMPILE[flag_values.jit_compile],
     }
     return AdamW(**arguments)
@@ -211,25 +242,15 @@ def _learning_rate(values: flags.FlagValues, decay_steps: int | None) -> Any:
     )
 
 
-class _OrNone(flags.ArgumentParser):
-    """Takes `none` too: it unsets what a program sets by default."""
-
-    def __init__(self, parser: flags.ArgumentParser) -> None:
-        self._parser = parser
-        self.syntactic_help = f"{parser.syntactic_help}, or none"
-
-    def parse(self, argument: Any) -> Any:
-        return None if argument == "none" else self._parser.parse(argument)
-
-
 def _define_numbers(
     flag_values: flags.FlagValues, values: dict[str, Any]
 ) -> None:
     for name, (parser, text) in _NUMBERS.items():
         allowed = _RANGES[name]
-        optional = _DEFAULTS[name] is None
+        optional = ("none",) if _DEFAULTS[name] is None else ()
+        words = _WORDS.get(name, optional)
         flags.DEFINE(
-            _OrNone(parser) if optional else parser,
+            OrWord(parser, words) if words else parser,
             name,
             values[name],
             f"{text} {allowed.text.capitalize()}.",
@@ -238,8 +259,8 @@ def _define_numbers(
         )
         flags.register_validator(
             name,
-            functools.partial(_in_range, allowed, optional),
-            f"must be {allowed.text}{' or none' if optional else ''}",
+            functools.partial(in_range, allowed, words),
+            f"must be {either(allowed.text, words)}",
             flag_values,
         )
     flags.register_multi_flags_validator(
@@ -249,36 +270,3 @@ def _define_numbers(
         "by default is unset by =none",
         flag_values,
     )
-
-
-def _in_range(allowed: Range, optional: bool, value: float | None) -> bool:
-    return optional if value is None else accepts(allowed, value)
-
-
-def _check_patterns(patterns: list[str] | None) -> bool:
-    for pattern in patterns or []:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise flags.ValidationError(
-                f"{pattern!r} is not a regular expression: {error}"
-            ) from error
-    return True
-
-
-def _check_multipliers(items: list[str] | None) -> bool:
-    return _check_patterns([_multiplier(item)[0] for item in items or []])
-
-
-def _multiplier(item: str) -> tuple[str, float]:
-    """REGEX=FACTOR as a pair."""
-    pattern, separator, factor = item.rpartition("=")
-    try:
-        number = float(factor)
-    except ValueError:
-        number = math.nan
-    if not separator or not accepts(FROM_0, number):
-        raise flags.ValidationError(
-            f"{item!r} is not REGEX=FACTOR with {FROM_0.text}"
-        )
-    return pattern, number

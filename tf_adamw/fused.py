@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import replicas
 from tf_adamw.dtypes import scalar
 from tf_adamw.scalars import Scalars, one_minus_power, update_number
 
@@ -39,15 +40,8 @@ def as_ops_see(
 
 
 def serves(variable: tf.Variable, momentum: tf.Variable) -> bool:
-    """Whether the ops apply.
-
-    They want one dtype for weights and moments, and a handle, which the
-    variables of a strategy have within `strategy.run` only.
-    """
-    outside = tf.distribute.in_cross_replica_context() and isinstance(
-        variable, tf.distribute.DistributedValues
-    )
-    return variable.dtype == momentum.dtype and not outside
+    """Whether the ops apply: they want one dtype for weights and moments."""
+    return variable.dtype == momentum.dtype
 
 
 def update(
@@ -84,7 +78,8 @@ def update(
     if decayed:
         # The product is a temporary of the variable's size. Blocks of rows,
         # gathered and scattered back, avoid it at two to three times the cost.
-        variable.assign_sub(scalars.decay * factor * variable)
+        decay = scalars.decay * factor * variable
+        replicas.assign_sub(variable, decay)
     # The op multiplies lr by the bias correction sqrt(1 - beta_2^t) /
     # (1 - beta_1^t), in float32. Powers of zero make that one: `alpha` has it.
     zero = tf.zeros([], dtype)
@@ -99,6 +94,8 @@ def update(
         "beta2": scalar(betas[1], dtype),
         "epsilon": scalars.epsilon,
         "grad": tf.cast(gradient, dtype),
+        # The workers of parameter servers are not in step.
+        "use_locking": replicas.remote(variable.device),
     }
     if velocity_max is None:
         tf.raw_ops.ResourceApplyAdam(**arguments)

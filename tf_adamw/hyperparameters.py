@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_adamw import arguments
+from tf_adamw import arguments, placement, replicas
 from tf_adamw.dtypes import scalar
 from tf_adamw.keys import unwrapped
-from tf_adamw.placement import on_device
 
 NAMES = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
 
@@ -29,10 +28,18 @@ class Hyperparameters(tf.Module):
     a symbolic tensor is read at each step. A callable without arguments is
     called at each `apply`, outside of the compiled program, and a schedule
     inside of it.
+
+    Attributes:
+      loss_scale: a float32 variable, the dynamic loss scale, or None.
     """
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, loss_scale: float | None, **given: Any) -> None:
         super().__init__(name="hyperparameters")
+        self.loss_scale = (
+            None
+            if loss_scale is None
+            else _scalar_variable("loss_scale", loss_scale, tf.float32)
+        )
         self._schedules = frozenset(
             name
             for name in ASSIGNABLE
@@ -70,13 +77,23 @@ class Hyperparameters(tf.Module):
         """Whether the optimizer made the variable that holds the value."""
         return hasattr(self, f"_given_{name}")
 
-    def place(self, device: str) -> None:
-        """Moves the variables of the optimizer's own to a device."""
-        for name in ASSIGNABLE:
-            if self.owns(name):
-                setattr(self, name, on_device(getattr(self, name), device))
+    def place(self, owner: tf.distribute.Strategy | None, device: str) -> None:
+        """Moves the variables of the optimizer's own where the weights are."""
+        for name in self._own_names():
+            held = getattr(self, name)
+            setattr(self, name, placement.moved(held, owner, device))
 
-    def keep_float64(self, device: str) -> None:
+    def held(self) -> list[tf.Variable]:
+        """All variables of the optimizer's own that `place` moves."""
+        return [getattr(self, name) for name in self._own_names()]
+
+    def _own_names(self) -> list[str]:
+        names = [name for name in ASSIGNABLE if self.owns(name)]
+        return names if self.loss_scale is None else [*names, "loss_scale"]
+
+    def keep_float64(
+        self, owner: tf.distribute.Strategy | None, device: str
+    ) -> None:
         """Adds float64 copies of the learning rate and the weight decay.
 
         float64 variables need more digits than a float32 variable holds. A
@@ -87,15 +104,20 @@ class Hyperparameters(tf.Module):
             copy = f"{name}_float64"
             number = getattr(self, f"_given_{name}", None)
             if number is not None and not hasattr(self, copy):
-                with tf.device(device):
-                    exact = _scalar_variable(copy, number, tf.float64)
-                setattr(self, copy, exact)
+                exact = _scalar_variable(copy, number, tf.float64)
+                setattr(self, copy, placement.moved(exact, owner, device))
 
-    def live_values(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
-        """Calls the callables without arguments.
+    def live_values(
+        self, dtype: tf.DType, device: str | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Reads what the compiled program cannot read by itself.
+
+        That is what callables without arguments return, and variables of the
+        user's that are not on the program's device.
 
         Args:
           dtype: of the values, float32 or float64.
+          device: the program's; None if it can read from every device.
 
         Returns:
           Scalars by name.
@@ -103,9 +125,17 @@ class Hyperparameters(tf.Module):
         values = {}
         for name in NAMES:
             held = getattr(self, name)
-            if name in self._schedules or not callable(held):
+            if isinstance(held, tf.Variable):
+                # Its own variables are with the weights, once there are any.
+                if self.owns(name) or device in (None, held.device):
+                    continue
+                value = held
+            elif callable(held) and name not in self._schedules:
+                value = _number_or_tensor(name, held())
+            else:
                 continue
-            values[name] = scalar(_number_or_tensor(name, held()), dtype)
+            # A variable's value: `tf.cast` may return the variable itself.
+            values[name] = tf.identity(scalar(value, dtype))
         return values
 
     def value(
@@ -158,8 +188,9 @@ class Hyperparameters(tf.Module):
         if not isinstance(held, (tf.Variable, tf.Tensor)):
             return held
         given = getattr(self, f"_given_{name}", None)
-        unchanged = given is not None and np.float32(given) == float(held)
-        return given if unchanged else float(held)
+        value = float(tf.convert_to_tensor(held))
+        unchanged = given is not None and np.float32(given) == value
+        return given if unchanged else value
 
     def assign(self, name: str, value: Any) -> None:
         """Gives `learning_rate` or `weight_decay` a new value.
@@ -182,12 +213,12 @@ class Hyperparameters(tf.Module):
         symbolic = tf.is_tensor(value) and not tf.executing_eagerly()
         if not symbolic:
             value = arguments.number(name, value)
-        held.assign(scalar(value, held.dtype))
+        replicas.assign(held, scalar(value, held.dtype))
         if isinstance(value, float):
             setattr(self, f"_given_{name}", value)
         exact = getattr(self, f"{name}_float64", None)
         if exact is not None:
-            exact.assign(scalar(value, exact.dtype))
+            replicas.assign(exact, scalar(value, exact.dtype))
 
 
 def _scalar_variable(name: str, value: float, dtype: tf.DType) -> tf.Variable:

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import sharding
+
 
 def raw_variable(variable: Any) -> tf.Variable:
     """Returns the `tf.Variable` itself, or the one inside a Keras 3 variable.
@@ -68,6 +70,8 @@ def own_name(variable: Any) -> str:
     """
     if has_path(variable):
         return variable.path
+    if sharding.shards(variable):
+        return sharding.name_of(variable)
     return raw_variable(variable).name.rsplit(":", 1)[0]
 
 
@@ -84,16 +88,19 @@ def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
       variables: a dict, an object with `trainable_variables`, or an iterable.
 
     Returns:
-      Pairs of key and variable, in the order given.
+      Pairs of key and variable, in the order given; a sharded variable in
+      place of its shards.
     """
     if isinstance(variables, Mapping):
         return [(_dict_key(key), value) for key, value in variables.items()]
     if not hasattr(variables, "trainable_variables"):
-        return [(own_name(v), v) for v in as_list("variables", variables)]
+        given = map(sharding.whole, as_list("variables", variables))
+        return [(own_name(v), v) for v in given]
     paths = object_paths(variables)
+    given = map(sharding.whole, variables.trainable_variables)
     return [
         (own_name(v) if has_path(v) else paths.get(id(v), own_name(v)), v)
-        for v in variables.trainable_variables
+        for v in given
     ]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw.keys import own_name, raw_variable
+from tf_adamw import placement
+from tf_adamw.keys import raw_variable
 from tf_adamw.registry import Registry
 
 
@@ -40,8 +41,7 @@ def pair(
         zip(gradients, variables, strict=True)
     ):
         raw = raw_variable(variable)
-        known = registry.find(variable)
-        key = known.key if known else own_name(variable)
+        key = registry.name(variable)
         if raw.ref() in seen:
             raise ValueError(f"Variable {key!r} occurs more than once.")
         seen.add(raw.ref())
@@ -98,7 +98,8 @@ def dense(
                 f"The gradient of {key!r} has row {wrong[0]}; the variable "
                 f"has {rows} rows."
             )
-    total = tf.math.unsorted_segment_sum(slices.values, indices, rows)
+    with placement.beside(variable):
+        total = tf.math.unsorted_segment_sum(slices.values, indices, rows)
     return tf.ensure_shape(total, variable.shape)
 
 

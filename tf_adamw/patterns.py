@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import sharding
 from tf_adamw.keys import as_list, own_name, raw_variable, unwrapped
 from tf_adamw.registry import Parameter, listed
 
@@ -27,7 +28,7 @@ class Exclusions:
             self.predicate = given
             return
         for entry in _entries(given):
-            if isinstance(unwrapped(entry), tf.Variable):
+            if _is_variable(entry):
                 self.variables.append(entry)
             else:
                 check_pattern(ARGUMENT, entry)
@@ -53,7 +54,8 @@ class Exclusions:
             excluded.update(parameter.key for parameter in matched)
         by_ref = {p.variable.ref(): p.key for p in parameters}
         for variable in self.variables:
-            ref = raw_variable(variable).ref()
+            first = next(iter(sharding.shards(variable)), variable)
+            ref = raw_variable(first).ref()
             if ref not in by_ref:
                 raise ValueError(
                     "exclude_from_weight_decay was given the variable "
@@ -113,12 +115,18 @@ def _entries(given: Any) -> list[Any]:
     """A list of patterns and variables; one alone is a list of one."""
     if given is None:
         return []
-    alone = isinstance(given, str) or isinstance(unwrapped(given), tf.Variable)
+    alone = isinstance(given, str) or _is_variable(given)
     return [given] if alone else as_list(ARGUMENT, given)
 
 
 def _is_predicate(given: Any) -> bool:
-    return callable(given) and not isinstance(unwrapped(given), tf.Variable)
+    return callable(given) and not _is_variable(given)
+
+
+def _is_variable(given: Any) -> bool:
+    if sharding.shards(given):
+        return True
+    return isinstance(unwrapped(given), tf.Variable)
 
 
 def _matched(

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import sharding
 from tf_adamw.dtypes import arithmetic_dtype
 from tf_adamw.keys import (
     keyed_variables,
@@ -21,21 +22,32 @@ UPDATED_DTYPES = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
 
 @dataclasses.dataclass
 class Parameter:
-    """One variable that the optimizer updates.
+    """One variable that the optimizer updates, or one shard of a variable.
 
     Attributes:
-      key: names its state, in checkpoints too.
+      key: names its state, in checkpoints too; shards have one in common.
       variable: the `tf.Variable`.
       name: the name that the variable has by itself; patterns match it too.
+      whole: the sharded variable of which it is a part, or None.
+      part: its place among the shards.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate: a number or a scalar variable.
+      slots: the variables of its state, by slot name.
     """
 
     key: str
     variable: tf.Variable
     name: str
+    whole: Any = None
+    part: int = 0
     decayed: bool = True
     multiplier: float | tf.Variable = 1.0
+    slots: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """Tells parameters apart, and orders them."""
+        return self.key, self.part
 
     @property
     def dtype(self) -> tf.DType:
@@ -62,11 +74,20 @@ class Registry:
         return list(self._by_ref.values())
 
     def find(self, variable: Any) -> Parameter | None:
-        """Returns the parameter of a variable, or None if it has none."""
-        return self._by_ref.get(raw_variable(variable).ref())
+        """Returns the parameter of a variable, or None if it has none.
+
+        Of a sharded variable, that of its first shard.
+        """
+        first = next(iter(sharding.shards(variable)), variable)
+        return self._by_ref.get(raw_variable(first).ref())
+
+    def name(self, variable: Any) -> str:
+        """The key of a variable, or the name that it has by itself."""
+        parameter = self.find(variable)
+        return parameter.key if parameter else own_name(variable)
 
     def get(self, variable: Any) -> Parameter:
-        """Returns the parameter of a variable.
+        """Returns the parameter of a variable, as `find`.
 
         Raises:
           ValueError: if the optimizer was not built with it.
@@ -89,26 +110,19 @@ class Registry:
         """
         keys, new = [], {}
         for key, variable in keyed_variables(variables):
-            raw = raw_variable(variable)
-            if raw.ref() in self._by_ref or raw.ref() in new:
+            parts = sharding.shards(variable)
+            raw = [raw_variable(part) for part in parts or (variable,)]
+            ref = raw[0].ref()
+            if ref in self._by_ref or ref in new:
                 continue
-            if not raw.shape.is_fully_defined():
-                raise ValueError(
-                    f"Variable {key!r} has the shape {raw.shape}; AdamW needs "
-                    "every dimension to be known."
-                )
-            if raw.dtype not in UPDATED_DTYPES:
-                accepted = ", ".join(dtype.name for dtype in UPDATED_DTYPES)
-                raise TypeError(
-                    f"Variable {key!r} is {raw.dtype.name}; AdamW updates "
-                    f"variables of {accepted}."
-                )
+            _check_updated(key, raw[0])
             keys.append(key)
-            new[raw.ref()] = raw, own_name(variable)
+            new[ref] = raw, own_name(variable), variable if parts else None
         keys = without_repeats(keys, [p.key for p in self.parameters])
         return [
-            Parameter(key, raw, name)
-            for key, (raw, name) in zip(keys, new.values(), strict=True)
+            Parameter(key, variable, name, whole, part)
+            for key, (raw, name, whole) in zip(keys, new.values(), strict=True)
+            for part, variable in enumerate(raw)
         ]
 
     def add(self, parameters: Iterable[Parameter]) -> None:
@@ -117,8 +131,22 @@ class Registry:
             self._by_ref[parameter.variable.ref()] = parameter
 
 
+def _check_updated(key: str, variable: tf.Variable) -> None:
+    if not variable.shape.is_fully_defined():
+        raise ValueError(
+            f"Variable {key!r} has the shape {variable.shape}; AdamW needs "
+            "every dimension to be known."
+        )
+    if variable.dtype not in UPDATED_DTYPES:
+        accepted = ", ".join(dtype.name for dtype in UPDATED_DTYPES)
+        raise TypeError(
+            f"Variable {key!r} is {variable.dtype.name}; AdamW updates "
+            f"variables of {accepted}."
+        )
+
+
 def listed(parameters: Sequence[Parameter], limit: int = 20) -> str:
     """The keys, as an error message lists them."""
-    keys = [parameter.key for parameter in parameters]
+    keys = list(dict.fromkeys(parameter.key for parameter in parameters))
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return (", ".join(keys[:limit]) or "no variable") + more

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw import replicas, sharding
 from tf_adamw.registry import Parameter
 
 SLOT_NAMES = ("momentum", "velocity", "velocity_max", "average", "accumulator")
@@ -20,22 +22,46 @@ def slot_names(
 
 
 def create_slots(
-    parameter: Parameter, names: Sequence[str]
+    parameter: Parameter, names: Sequence[str], aggregation: str
 ) -> dict[str, tf.Variable]:
-    """Creates the slots of one variable on the variable's device.
+    """Creates the slots of one variable where the variable is.
 
     They have its shape and its arithmetic's dtype and start at zero; the
     average starts at NaN, which says that there is none yet.
+
+    Args:
+      parameter: the variable.
+      names: of the slots.
+      aggregation: how gradients are reduced across replicas.
     """
-    return {name: _create(parameter, name) for name in names}
+    return {name: _create(parameter, name, aggregation) for name in names}
 
 
-def _create(parameter: Parameter, name: str) -> tf.Variable:
-    variable, dtype = parameter.variable, parameter.dtype
-    with tf.init_scope(), tf.device(variable.device):
-        start = float("nan") if name == "average" else 0.0
-        return tf.Variable(
-            tf.fill(variable.shape, tf.constant(start, dtype)),
-            trainable=False,
-            name=f"{parameter.name}/{name}",
+def tracked(parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """The slots of one key as checkpoints hold them: shards are joined."""
+    first = parameters[0]
+    if first.whole is None:
+        return first.slots
+    return {
+        name: sharding.joined(
+            [parameter.slots[name] for parameter in parameters],
+            first.whole,
+            f"{first.name}/{name}",
         )
+        for name in first.slots
+    }
+
+
+def _create(parameter: Parameter, name: str, aggregation: str) -> tf.Variable:
+    variable, dtype = parameter.variable, parameter.dtype
+    start = tf.constant(float("nan") if name == "average" else 0.0, dtype)
+    suffix = f"/part_{parameter.part}" if parameter.whole is not None else ""
+    options = {"name": f"{parameter.name}/{name}{suffix}", "trainable": False}
+    if not replicas.replicated(variable):
+        with tf.device(variable.device):
+            return tf.Variable(tf.fill(variable.shape, start), **options)
+    if name == "accumulator" and aggregation != "none":
+        # Each replica has a sum of its own, and a checkpoint that of all.
+        options["synchronization"] = tf.VariableSynchronization.ON_READ
+        options["aggregation"] = tf.VariableAggregation[aggregation.upper()]
+    return tf.Variable(tf.fill(variable.shape, start), **options)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import averaging
-from tf_adamw.aggregation import check_strategy
+from tf_adamw import averaging, placement, replicas, sharding
 from tf_adamw.counters import Counters
+from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list
 from tf_adamw.patterns import Exclusions, Multipliers
 from tf_adamw.registry import Parameter, Registry, listed
-from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names
+from tf_adamw.scalar_state import ScalarState
+from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names, tracked
 
 
-class OptimizerState(tf.Module):
+class OptimizerState(ScalarState):
     """Holds the variables of the state and says which variables they serve.
 
     Checkpoint keys below the optimizer: `counters/<name>`,
@@ -36,17 +38,20 @@ class OptimizerState(tf.Module):
         amsgrad: bool,
         use_ema: bool,
         accumulation_steps: int | None,
+        aggregation: str,
+        dynamic: bool,
     ) -> None:
-        super().__init__(name=name)
+        accumulates = (accumulation_steps or 1) > 1
+        super().__init__(
+            name,
+            hyperparameters,
+            Counters(accumulates=accumulates, scales=dynamic),
+            accumulation_steps if accumulates else None,
+        )
         self.amsgrad = amsgrad
         self.use_ema = use_ema
-        accumulates = (accumulation_steps or 1) > 1
-        self.gradient_accumulation_steps = (
-            accumulation_steps if accumulates else None
-        )
-        self.hyperparameters = hyperparameters
-        self.counters = Counters(accumulates=accumulates)
-        self.slots: dict[str, dict[str, tf.Variable]] = {}
+        self.aggregation = aggregation
+        self.slots: dict[str, dict[str, Any]] = {}
         self._slot_names = slot_names(
             amsgrad=amsgrad, use_ema=use_ema, accumulates=accumulates
         )
@@ -55,59 +60,15 @@ class OptimizerState(tf.Module):
         self._multipliers = multipliers
         self._traced_by_caller = False
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._fixed:
-            raise TypeError(
-                f"{name} is fixed when the optimizer is made; only "
-                "learning_rate and weight_decay can be assigned."
-            )
-        # A `tf.Module` would track what is assigned to a property, too.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    # Attributes that programs have been traced with.
-    _fixed: frozenset[str] = frozenset()
-
-    @property
-    def iterations(self) -> tf.Variable:
-        """The number of updates applied, an int64 scalar variable."""
-        return self.counters.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate: assignable unless it is a schedule or callable.
-
-        A number or a variable reads as the `tf.Variable` that holds it; a
-        schedule reads as its value for the next step.
-        """
-        return self._hyperparameter("learning_rate")
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.hyperparameters.assign("learning_rate", value)
-
-    @property
-    def weight_decay(self) -> Any:
-        """The weight decay, as `learning_rate`."""
-        return self._hyperparameter("weight_decay")
-
-    @weight_decay.setter
-    def weight_decay(self, value: Any) -> None:
-        self.hyperparameters.assign("weight_decay", value)
-
-    def _hyperparameter(self, name: str) -> Any:
-        calls = self.counters.calls(self.gradient_accumulation_steps or 1)
-        return self.hyperparameters.current(name, calls)
-
     @tf.autograph.experimental.do_not_convert
     def build(self, variables: Any) -> None:
         """Creates the state of the variables that have none yet.
 
-        State that exists is kept. Slots are placed on their variables'
-        devices. Scalars move where the variables are, if they are elsewhere:
-        read `learning_rate` and `iterations` after it, to keep hold of them.
+        State that exists is kept. State is created where the variables are:
+        on their devices, under their strategy, whether this is called in its
+        scope, outside of it, or by `apply` in `strategy.run`. Scalars move
+        there, if they are elsewhere: read `learning_rate` and `iterations`
+        after it, to keep hold of them.
         Warns when updates are counted already and no slot has a value: the
         checkpoint was made under other keys.
 
@@ -123,8 +84,9 @@ class OptimizerState(tf.Module):
             float64.
           ValueError: if there is no variable, a shape is not known, a pattern
             for the decay or the rates matches none of the variables built so
-            far, the strategy has more replicas than one, or gradients are
-            accumulated and a `tf.function` has been traced with a step in it.
+            far, the variables belong to different strategies, a TPU could not
+            read the variable of a hyperparameter, or gradients are accumulated
+            and a `tf.function` has been traced with a step in it.
         """
         first = not len(self._registry)
         new = self._registry.candidates(variables)
@@ -133,40 +95,62 @@ class OptimizerState(tf.Module):
                 "build() was given no variable: a model has to make its "
                 "variables first, by being built or called."
             )
-        check_strategy(parameter.variable for parameter in new)
+        everyone = [*self._registry.parameters, *new]
+        owner = replicas.owner((p.key, p.variable) for p in everyone)
         if not new:
             return
+        if owner is not None and replicas.is_tpu(owner):
+            replicas.check_readable(owner, self._given_variables())
         if self._traced_by_caller and self.gradient_accumulation_steps:
             raise ValueError(
                 f"A step is traced already that would leave {new[0].key!r} out "
                 "of its windows: with gradient_accumulation_steps, build all "
                 "variables before the first step in a tf.function."
             )
-        self._treat([*self._registry.parameters, *new], self._exclusions)
-        devices = {parameter.variable.device for parameter in new}
-        if first and len(devices) == 1:
-            self.counters.place(*devices)
-            self.hyperparameters.place(*devices)
+        self._treat(everyone, self._exclusions)
+        device = new[0].variable.device
+        if first and (owner or _one_place(new)):
+            self._place(owner, device)
         if any(parameter.dtype == tf.float64 for parameter in new):
-            self.hyperparameters.keep_float64(new[0].variable.device)
-        for parameter in new:
-            self.slots[parameter.key] = create_slots(
-                parameter, self._slot_names
-            )
+            self.hyperparameters.keep_float64(owner, device)
+        placement.create(owner, lambda: self._create(new))
         self._registry.add(new)
+        self._built = True
         if first:
             self._warn_of_lost_slots()
+
+    def _given_variables(self) -> Iterator[tuple[str, tf.Variable]]:
+        """The scalar variables that are the user's own."""
+        for name in HYPERPARAMETERS:
+            held = getattr(self.hyperparameters, name)
+            own = self.hyperparameters.owns(name)
+            if isinstance(held, tf.Variable) and not own:
+                yield name, held
+        for pattern, factor in self._multipliers.factors.items():
+            if isinstance(factor, tf.Variable):
+                yield f"learning_rate_multipliers[{pattern!r}]", factor
+
+    def _create(self, new: Sequence[Parameter]) -> None:
+        for parameter in new:
+            parameter.slots = create_slots(
+                parameter, self._slot_names, self.aggregation
+            )
+        for key, same in itertools.groupby(new, key=lambda p: p.key):
+            self.slots[key] = tracked(list(same))
 
     def _warn_of_lost_slots(self) -> None:
         """Says so when a checkpoint had updates and no slot for these keys."""
         with tf.init_scope():
-            if not tf.executing_eagerly() or self.iterations < 1:
+            iterations = tf.convert_to_tensor(self.iterations)
+            if not tf.executing_eagerly() or iterations < 1:
                 return
-            velocities = [slots["velocity"] for slots in self.slots.values()]
+            velocities = [
+                p.slots["velocity"] for p in self._registry.parameters
+            ]
             if any(bool(tf.reduce_any(v != 0)) for v in velocities):
                 return
         warnings.warn(
-            f"iterations is {int(self.iterations)}, but no slot was restored "
+            f"iterations is {int(iterations)}, but no slot was restored "
             f"under the keys {listed(self._registry.parameters, 3)}: was the "
             "optimizer that was saved built with other keys?",
             stacklevel=3,
@@ -178,7 +162,9 @@ class OptimizerState(tf.Module):
         Args:
           variable: one of the variables passed to `build`.
           name: "momentum", "velocity", "velocity_max", "average" or
-            "accumulator": the sum of the gradients in the window so far.
+            "accumulator": the sum of the gradients in the window so far, over
+            all replicas (within `strategy.run`, of this replica; under
+            MultiWorkerMirroredStrategy every worker has to ask).
 
         Returns:
           A tensor of the variable's shape, float32, or float64 for float64.
@@ -186,8 +172,11 @@ class OptimizerState(tf.Module):
         Raises:
           ValueError: if the variable or the slot does not exist.
         """
+        parts = sharding.shards(variable)
+        if parts:
+            return tf.concat([self.get_slot(v, name) for v in parts], axis=0)
         parameter = self._registry.get(variable)
-        slots = self.slots[parameter.key]
+        slots = parameter.slots
         if name not in slots:
             raise ValueError(
                 f"There is no slot {name!r}: this optimizer has "
@@ -247,7 +236,11 @@ class OptimizerState(tf.Module):
                 "Which variables? Pass trainable_variables, or call build() "
                 "first."
             )
-        return [parameter.variable for parameter in self._registry.parameters]
+        return [
+            parameter.variable if parameter.whole is None else parameter.whole
+            for parameter in self._registry.parameters
+            if parameter.part == 0
+        ]
 
     def finalize_variable_values(self, var_list: Any = None) -> None:
         """Makes the averages the weights; without EMA, does nothing.
@@ -258,10 +251,12 @@ class OptimizerState(tf.Module):
         Raises:
           ValueError: if a variable was not built.
         """
-        for variable in self._those_given(var_list) if self.use_ema else ():
-            average = self.get_slot(variable, "average")
-            raw = self._registry.get(variable).variable
-            raw.assign(tf.cast(average, raw.dtype))
+        if not self.use_ema:
+            return
+        averaging.finalize(
+            self._registry.get(part)
+            for part in sharding.in_shards(self._those_given(var_list))
+        )
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -271,21 +266,23 @@ class OptimizerState(tf.Module):
 
         Raises:
           ValueError: if `use_ema` is False, before `build`, or in a
-            `tf.function`.
+            `tf.function` or `strategy.run`.
         """
         if not self.use_ema:
             raise ValueError("averaged_weights() needs use_ema=True.")
-        if not tf.executing_eagerly():
+        if not tf.executing_eagerly() or replicas.several():
             raise ValueError(
-                "averaged_weights() must be used outside of a tf.function."
+                "averaged_weights() must be used outside of a tf.function and "
+                "of strategy.run."
             )
-        variables = [p.variable for p in self._registry.parameters]
-        if not variables:
+        parameters = self._registry.parameters
+        if not parameters:
             raise ValueError("averaged_weights() comes after build().")
-        kept = [tf.identity(variable) for variable in variables]
-        try:
-            self.finalize_variable_values()
+        with averaging.swapped(parameters):
             yield
-        finally:
-            for variable, value in zip(variables, kept, strict=True):
-                variable.assign(value)
+
+
+def _one_place(parameters: Sequence[Parameter]) -> bool:
+    """Whether scalars belong beside the variables, rather than to the host."""
+    devices = {parameter.variable.device for parameter in parameters}
+    return len(devices) == 1 or replicas.remote(min(devices))

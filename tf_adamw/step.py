@@ -1,32 +1,24 @@
-"""One step, in order: the stages, and the state that they work on."""
+"""One step: which program runs where, and what goes between replicas."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_adamw import (
-    accumulation,
-    aggregation,
-    averaging,
-    clipping,
-    finite,
-    fused,
-    loss_scale,
-    pairing,
-    update_rule,
-)
-from tf_adamw.compilation import FUSED, Programs, choose_mode
+from tf_adamw import aggregation, pairing, replicas, sharding
+from tf_adamw.compilation import FUSED, INLINE, Given, Programs, choose_mode
 from tf_adamw.dtypes import arithmetic_dtype, widest
-from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.keys import as_list, raw_variable
 from tf_adamw.patterns import Exclusions
+from tf_adamw.program import (
+    Outcome,
+    ProgramState,
+    multiplier_name,
+    not_applied,
+)
 from tf_adamw.registry import Parameter
-from tf_adamw.scalars import Scalars, step_scalars
-from tf_adamw.state import OptimizerState
 
 
 class ApplyResult(NamedTuple):
@@ -34,10 +26,11 @@ class ApplyResult(NamedTuple):
 
     Attributes:
       applied: bool scalar tensor: whether the weights were updated. False on
-        a micro-step that only accumulates, and when `skip_nonfinite` skipped.
-      grad_norm: float32 scalar tensor: the global norm of the gradients
-        before the clipping, where a clip by norm computes it, otherwise None.
-        NaN where `applied` is False.
+        a micro-step that only accumulates, and when `skip_nonfinite` or a
+        dynamic loss scale skipped. The same on every replica.
+      grad_norm: float32 scalar tensor: the global norm of the reduced
+        gradients before the clipping, where a clip by norm computes it,
+        otherwise None. NaN where `applied` is False.
     """
 
     applied: tf.Tensor
@@ -49,24 +42,9 @@ class ApplyResult(NamedTuple):
         return self.applied
 
 
-class _Constants(NamedTuple):
-    """What all variables of one dtype have in common in one step."""
-
-    scalars: Scalars
-    betas: tuple[float | tf.Tensor, float | tf.Tensor]
-    due: tf.Tensor | None
-
-
-class Step(OptimizerState):
+class Step(ProgramState):
     """The state, and `apply`, which does one step on it."""
 
-    skip_nonfinite: bool
-    loss_scale_factor: float | None
-    clipnorm: float | None
-    clipvalue: float | None
-    global_clipnorm: float | None
-    ema_momentum: float
-    ema_overwrite_frequency: int | None
     jit_compile: bool | str
     _programs: Programs
 
@@ -90,12 +68,18 @@ class Step(OptimizerState):
         9. Averages the weights.
         10. Counts the update.
 
-        All from the second on is one program. State that does not exist yet is
-        created first.
+        What comes after the aggregation is one program, on each replica. State
+        that does not exist yet is created first.
+
+        Under a strategy of several replicas this is called by each of them,
+        within `strategy.run`; also outside of it where the replicas share one
+        copy of the variables (CentralStorageStrategy).
 
         Args:
           grads: for each variable a tensor of its shape and dtype, an
-            `IndexedSlices`, or None; not all None.
+            `IndexedSlices`, or None; not all None. On each replica those of
+            its own part of the batch; None for the same variables on all. Of a
+            variable in shards, a list of theirs will do.
           trainable_variables: the variables, in any order, not necessarily all
             that were built; without it those passed to `build`, in order.
 
@@ -103,20 +87,82 @@ class Step(OptimizerState):
           An `ApplyResult`.
 
         Raises:
-          ValueError: if gradients and variables do not fit each other, or
+          ValueError: if gradients and variables do not fit each other, the
+            variables belong to another strategy than the current one, or
             `jit_compile` is True where XLA cannot serve. Nothing has changed
             then.
           TypeError: if a dtype does not fit, likewise.
         """
-        aggregation.check_strategy()
-        grads = as_list("grads", grads)
-        variables = self._those_given(trainable_variables)
+        grads, variables = sharding.flat(
+            as_list("grads", grads),
+            self._those_given(trainable_variables),
+            self._registry.name,
+        )
+        raw = [raw_variable(variable) for variable in variables]
+        enter = replicas.strategy_to_enter(raw, self._registry.name)
+        if enter is not None:
+            return enter.run(lambda: self.apply(grads, variables))
+        if any(map(replicas.central, raw)):
+            return self._apply_to_one_copy(grads, variables)
         gradients = pairing.pair(grads, variables, self._registry)  # 1
+        return self._apply_paired(gradients, variables)
+
+    def _apply_to_one_copy(
+        self, grads: Sequence[Any], variables: Sequence[Any]
+    ) -> ApplyResult:
+        """Step 4, and then all others: several replicas, one copy."""
+        strategy = tf.distribute.get_strategy()
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            paired = [
+                pairing.pair(given, variables, self._registry)  # 1
+                for given in aggregation.by_replica(strategy, grads)
+            ]
+            return self._apply_merged(strategy, paired, variables)
+        paired = pairing.pair(grads, variables, self._registry)  # 1
+
+        def merged(_: Any, *gradients: Any) -> ApplyResult:
+            every = [
+                dict(zip(paired, given, strict=True))
+                for given in aggregation.by_replica(strategy, gradients)
+            ]
+            return self._apply_merged(strategy, every, variables)
+
+        given = tuple(aggregation.own(paired.values()))
+        with aggregation.refusals_in_a_line(strategy):
+            return context.merge_call(merged, args=given)
+
+    def _apply_merged(
+        self,
+        strategy: tf.distribute.Strategy,
+        paired: Sequence[Mapping[int, tf.Tensor]],
+        variables: Sequence[Any],
+    ) -> ApplyResult:
+        """Steps 4, 2, 3 and 5 to 10, given the gradients of each replica."""
+        places = list(paired[0])
+        if any(list(given) != places for given in paired):
+            raise ValueError(aggregation.different_gradients(strategy))
+        reduced = aggregation.merge(  # 4
+            strategy,
+            [[given[place] for given in paired] for place in places],
+            [raw_variable(variables[place]) for place in places],
+            self.aggregation,
+        )
+        return self._apply_paired(
+            dict(zip(places, reduced, strict=True)), variables
+        )
+
+    def _apply_paired(
+        self, gradients: Mapping[int, tf.Tensor], variables: Sequence[Any]
+    ) -> ApplyResult:
+        """Steps 2 to 10, on gradients by their place in the variables."""
+        device = raw_variable(variables[next(iter(gradients))]).device
         mode = choose_mode(
             self.jit_compile, self._devices(variables[p] for p in gradients)
         )
-        live = self.hyperparameters.live_values(
-            widest(arithmetic_dtype(g.dtype) for g in gradients.values())
+        live = self._live_values(
+            widest(arithmetic_dtype(g.dtype) for g in gradients.values()),
+            None if mode == FUSED else device,
         )
         missing = [v for v in variables if self._registry.find(v) is None]
         if missing:
@@ -130,39 +176,103 @@ class Step(OptimizerState):
                 (self._registry.get(variables[place]), gradient)
                 for place, gradient in gradients.items()
             ),
-            key=lambda pair: pair[0].key,
+            key=lambda pair: pair[0].identity,
         )
         parameters, ordered = zip(*pairs, strict=True)
-        applied, grad_norm = self._programs.run(mode, parameters, ordered, live)
+        if self.gradient_accumulation_steps is None:
+            outcome = self._one(mode, parameters, ordered, live)
+        else:
+            outcome = self._micro_step(mode, parameters, ordered, live)
+        applied, grad_norm = outcome
         return ApplyResult(applied, grad_norm if self._by_norm else None)
 
-    @property
-    def _by_norm(self) -> bool:
-        return self.clipnorm is not None or self.global_clipnorm is not None
+    def _one(
+        self,
+        mode: str,
+        parameters: Sequence[Parameter],
+        gradients: Sequence[tf.Tensor],
+        live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """Steps 2 to 10 without accumulation."""
+        given = Given(parameters, frozenset(), mode != FUSED)
+        if not aggregation.needed(self.aggregation):
+            return self._programs.run(
+                mode, self._update_scaled, given, gradients, live
+            )
+        gradients = self._unscaled(gradients)  # 2
+        gradients = aggregation.reduce(gradients, self.aggregation)  # 4
+        return self._programs.run(mode, self._update, given, gradients, live)
+
+    def _micro_step(
+        self,
+        mode: str,
+        parameters: Sequence[Parameter],
+        gradients: Sequence[tf.Tensor],
+        live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """Steps 2 and 3, and at the end of the window the others."""
+        compiled = mode != FUSED
+        everyone = self._registry.parameters
+        present = {parameter.identity for parameter in parameters}
+        absent = frozenset(p.identity for p in everyone) - present
+        window = Given(everyone, absent, compiled)
+        reduces = aggregation.needed(self.aggregation)
+        self._programs.trace(
+            mode,
+            self._update_window,
+            window,
+            _specs(everyone) if reduces else None,
+            tf.TensorSpec([], tf.int64),
+            live,
+        )
+        position = self._programs.run(  # 2 and 3
+            mode,
+            self._accumulate,
+            Given(parameters, frozenset(), compiled),
+            gradients,
+        )
+        complete = position >= self.gradient_accumulation_steps - 1
+        reduced = None
+        if reduces and mode != INLINE:
+            # With a device of their own, collectives may pack them.
+            with tf.device(everyone[0].variable.device):
+                sums = list(map(tf.identity, _accumulators(everyone)))
+            reduced = aggregation.reduce_if(  # 4
+                complete, sums, self.aggregation, absent
+            )
+
+        def update() -> Outcome:
+            sums = reduced
+            if reduces and mode == INLINE:
+                sums = aggregation.reduce(  # 4
+                    _accumulators(everyone), self.aggregation
+                )
+            return self._programs.run(  # 5 to 10
+                mode, self._update_window, window, sums, position, live
+            )
+
+        return tf.cond(complete, update, not_applied)
 
     def _devices(self, variables: Iterable[Any]) -> set[str]:
-        """The devices of all variables that the step touches."""
+        """The devices of all variables that the step writes."""
         touched = [raw_variable(variable) for variable in variables]
         built = self._registry.parameters
         if self.gradient_accumulation_steps:
             touched += [parameter.variable for parameter in built]
-        touched += [
-            held
-            for held in (
-                *self._multipliers.factors.values(),
-                *self._scalars(built),
-            )
-            if isinstance(held, tf.Variable)
-        ]
+        if built:  # `build`, if it is still to come, moves it
+            touched.append(self.counters.iterations)
         return {variable.device for variable in touched}
 
-    def _scalars(self, built: Sequence[Parameter]) -> Iterable[Any]:
-        """The scalars that `build`, if it is still to come, will not move."""
-        if built:
-            yield self.counters.iterations
-        for name in HYPERPARAMETERS:
-            if built or not self.hyperparameters.owns(name):
-                yield getattr(self.hyperparameters, name)
+    def _live_values(
+        self, dtype: tf.DType, device: str | None
+    ) -> dict[str, tf.Tensor]:
+        """The scalars that a program on `device` cannot read by itself."""
+        live = self.hyperparameters.live_values(dtype, device)
+        for pattern, factor in self._multipliers.factors.items():
+            if isinstance(factor, tf.Variable) and factor.device != device:
+                value = tf.cast(tf.identity(factor), dtype)
+                live[multiplier_name(pattern)] = value
+        return live
 
     def _treat(
         self, parameters: Sequence[Parameter], exclusions: Exclusions
@@ -170,164 +280,10 @@ class Step(OptimizerState):
         super()._treat(parameters, exclusions)
         self._programs.clear()
 
-    def _step(
-        self,
-        mode: str,
-        parameters: Sequence[Parameter],
-        gradients: Sequence[tf.Tensor],
-        live: Mapping[str, tf.Tensor],
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps 2 to 10, as the program that `apply` runs."""
-        compiled = mode != FUSED
-        gradients = loss_scale.unscale(gradients, self.loss_scale_factor)  # 2
-        if self.gradient_accumulation_steps is None:
-            return self._update(parameters, gradients, live, compiled)
-        position = tf.identity(self.counters.window_position)
-        everyone = self._registry.parameters
-        accumulators = [self.slots[p.key]["accumulator"] for p in everyone]
-        given = dict(zip((p.key for p in parameters), gradients, strict=True))
-        accumulation.accumulate(  # 3
-            accumulators,
-            [given.get(parameter.key) for parameter in everyone],
-            position,
-            compiled=compiled,
-        )
 
-        def complete() -> tuple[tf.Tensor, tf.Tensor]:
-            # A variable without a gradient in the last micro-step may have
-            # had one earlier in the window.
-            touched = {
-                p.key: tf.reduce_any(tf.not_equal(accumulator, 0))
-                for p, accumulator in zip(everyone, accumulators, strict=True)
-                if p.key not in given
-            }
-            mean = accumulation.window_mean(accumulators, position)
-            return self._update(everyone, mean, live, compiled, touched)
-
-        last = self.gradient_accumulation_steps - 1
-        result = tf.cond(position >= last, complete, _not_applied)
-        self.counters.count_micro_step(position, last)
-        return result
-
-    def _update(
-        self,
-        parameters: Sequence[Parameter],
-        gradients: Sequence[tf.Tensor],
-        live: Mapping[str, tf.Tensor],
-        compiled: bool,
-        touched: Mapping[str, tf.Tensor] | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps 4 to 10. `touched` says of some keys whether they take part."""
-        gradients = aggregation.aggregate(gradients)  # 4
-        squares = clipping.squared_norms(gradients) if self._by_norm else None
-
-        def change() -> tuple[tf.Tensor, tf.Tensor]:
-            return self._change(
-                parameters, gradients, squares, live, compiled, touched or {}
-            )
-
-        if not self.skip_nonfinite:
-            return change()
-        verdict = finite.all_finite([*gradients, *(squares or ())])  # 5
-        return tf.cond(verdict, change, _not_applied)
-
-    def _change(
-        self,
-        parameters: Sequence[Parameter],
-        gradients: Sequence[tf.Tensor],
-        squares: Sequence[tf.Tensor] | None,
-        live: Mapping[str, tf.Tensor],
-        compiled: bool,
-        touched: Mapping[str, tf.Tensor],
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Steps 6 to 10."""
-        gradients = clipping.clip(  # 6
-            gradients,
-            squares,
-            clipvalue=self.clipvalue,
-            clipnorm=self.clipnorm,
-            global_clipnorm=self.global_clipnorm,
-        )
-        constants = {  # 7
-            dtype: self._constants(dtype, live, compiled)
-            for dtype in {parameter.dtype for parameter in parameters}
-        }
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            update = functools.partial(  # 8 and 9
-                self._update_variable,
-                parameter,
-                gradient,
-                constants[parameter.dtype],
-                compiled,
-            )
-            if parameter.key in touched:
-                tf.cond(touched[parameter.key], update, lambda: True)
-            else:
-                update()
-        self.counters.count_update()  # 10
-        norm = tf.constant(float("nan"))
-        if squares is not None:
-            norm = tf.cast(clipping.global_norm(squares), tf.float32)
-        return tf.constant(True), norm
-
-    def _constants(
-        self, dtype: tf.DType, live: Mapping[str, tf.Tensor], compiled: bool
-    ) -> _Constants:
-        """Step 7: everything of a step that is not of one variable."""
-        calls = self.counters.calls(self.gradient_accumulation_steps or 1)
-        values = {
-            name: self.hyperparameters.value(name, dtype, calls, live)
-            for name in HYPERPARAMETERS
-        }
-        iterations = tf.identity(self.counters.iterations)
-        if not compiled:
-            values = fused.as_ops_see(values, iterations, dtype)
-        due = None
-        if self.use_ema and self.ema_overwrite_frequency is not None:
-            due = averaging.overwrite_due(
-                iterations, self.ema_overwrite_frequency
-            )
-        return _Constants(
-            step_scalars(iterations=iterations, dtype=dtype, **values),
-            (values["beta_1"], values["beta_2"]),
-            due,
-        )
-
-    def _update_variable(
-        self,
-        parameter: Parameter,
-        gradient: tf.Tensor,
-        constants: _Constants,
-        compiled: bool,
-    ) -> bool:
-        """Steps 8 and 9 for one variable."""
-        variable, slots = parameter.variable, self.slots[parameter.key]
-        arguments = (
-            variable,
-            slots["momentum"],
-            slots["velocity"],
-            slots.get("velocity_max"),
-            gradient,
-            constants.scalars,
-        )
-        treatment = {
-            "decayed": parameter.decayed,
-            "multiplier": parameter.multiplier,
-        }
-        if not compiled and fused.serves(variable, slots["momentum"]):
-            fused.update(*arguments, constants.betas, **treatment)
-        else:
-            new = update_rule.update(*arguments, **treatment)
-            update_rule.assign(variable, slots, new)
-        if self.use_ema:
-            average = slots["average"]
-            averaging.average(average, variable, self.ema_momentum)
-            if constants.due is not None:
-                averaging.overwrite(
-                    average, variable, constants.due, compiled=compiled
-                )
-        return True
+def _accumulators(parameters: Sequence[Parameter]) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(p.slots["accumulator"]) for p in parameters]
 
 
-def _not_applied() -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.constant(False), tf.constant(float("nan"))
+def _specs(parameters: Sequence[Parameter]) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec(p.variable.shape, p.dtype) for p in parameters]

@@ -18,29 +18,33 @@ def table(
     """Returns a row per variable and a last one with the totals."""
     rows = [HEADER]
     total = 0
-    for parameter in parameters:
+    # Shards have one key, and are one row.
+    variables = list({p.key: p for p in parameters}.values())
+    for parameter in variables:
         held = slots[parameter.key]
         size = sum(_bytes(variable) for variable in held.values())
         total += size
-        shape = "x".join(map(str, parameter.variable.shape)) or "scalar"
+        variable = parameter.variable
+        whole = variable if parameter.whole is None else parameter.whole
+        shape = "x".join(map(str, whole.shape)) or "scalar"
         rows.append(
             (
                 parameter.key,
                 shape,
-                parameter.variable.dtype.name,
+                variable.dtype.name,
                 "yes" if parameter.decayed else "no",
                 _rate(parameter.multiplier),
                 ", ".join(held),
                 f"{size:,}",
             )
         )
-    decayed = sum(parameter.decayed for parameter in parameters)
+    decayed = sum(parameter.decayed for parameter in variables)
     rows.append(
         (
-            f"{len(parameters)} variables",
+            f"{len(variables)} variables",
             "",
             "",
-            f"{decayed} of {len(parameters)}",
+            f"{decayed} of {len(variables)}",
             "",
             "",
             f"{total:,}",
@@ -60,4 +64,4 @@ def _bytes(variable: tf.Variable) -> int:
 
 
 def _rate(multiplier: float | tf.Variable) -> str:
-    return f"{float(multiplier):g}"
+    return f"{float(tf.convert_to_tensor(multiplier)):g}"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_adamw import replicas
 from tf_adamw.dtypes import scalar
 from tf_adamw.scalars import Scalars
 
@@ -85,8 +86,8 @@ def assign(
     variable: tf.Variable, slots: Mapping[str, tf.Variable], new: Updated
 ) -> None:
     """Assigns what `update` computed, the weights in the variable's dtype."""
-    variable.assign(tf.cast(new.weights, variable.dtype))
-    slots["momentum"].assign(new.momentum)
-    slots["velocity"].assign(new.velocity)
+    replicas.assign(variable, tf.cast(new.weights, variable.dtype))
+    replicas.assign(slots["momentum"], new.momentum)
+    replicas.assign(slots["velocity"], new.velocity)
     if new.velocity_max is not None:
-        slots["velocity_max"].assign(new.velocity_max)
+        replicas.assign(slots["velocity_max"], new.velocity_max)

@@ -133,9 +133,8 @@ def training_windows(
             example % windows, tf.stack([seed, epoch]), windows - 1
         )
 
-    examples = tf.data.Dataset.range(first_step * batch_size, tf.int64.max).map(
-        shuffled
-    )
+    # Infinite, as workers see: they need not agree on whether there is more.
+    examples = tf.data.Dataset.counter(first_step * batch_size).map(shuffled)
     return _batches(examples, text, length, batch_size, context)
 
 

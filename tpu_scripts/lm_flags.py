@@ -1,5 +1,6 @@
 """The flags of `train_lm`, and what they say about a run."""
 
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -59,6 +60,11 @@ def define_flags() -> list[str]:
             values["steps"] % (values["gradient_accumulation_steps"] or 1) == 0
         ),
         "--steps must be a multiple of --gradient_accumulation_steps",
+    )
+    flags.register_validator(
+        "aggregation",
+        lambda value: value != "none",
+        "the gradients of this program's replicas are not reduced yet",
     )
     return [*_FIXED, *optimizer]
 
@@ -149,6 +155,26 @@ def _define_strategy_flags() -> None:
         lambda values: values["tpu"] is None or values["strategy"] == "tpu",
         "--tpu needs --strategy=tpu",
     )
+    flags.DEFINE_integer(
+        "logical_cpus",
+        2,
+        "Replicas of --strategy=mirrored where there is no GPU.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "workers_local",
+        0,
+        "Workers that --strategy=multi_worker starts on this machine, without "
+        "its GPUs. 0: this is one worker, TF_CONFIG tells which.",
+        lower_bound=0,
+    )
+    flags.register_multi_flags_validator(
+        ["strategy", "workers_local"],
+        lambda values: (
+            not values["workers_local"] or values["strategy"] == "multi_worker"
+        ),
+        "--workers_local needs --strategy=multi_worker",
+    )
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -166,6 +192,8 @@ def parse(argv: list[str]) -> list[str]:
         flags.FLAGS.verbosity = logging.WARNING
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag")
+    if flags.FLAGS.workers_local and "TF_CONFIG" in os.environ:
+        fail("--workers_local starts a cluster, TF_CONFIG is that of another")
     return rest
 
 

@@ -133,11 +133,17 @@ def write_summaries(record: dict[str, float]) -> None:
 
 def describe(record: dict[str, float]) -> str:
     """A record in a few words, for the progress line."""
-    return (
-        f"{record['loss']:.3f} bits/byte, "
-        f"rate {record['learning_rate']:.2e}, "
-        f"gradient {record['gradient_norm']:.2f}, "
-        f"{record['tokens_per_second']:,.0f} tokens/s"
+    shown = {
+        "loss": "{:.3f} bits/byte",
+        "learning_rate": "rate {:.2e}",
+        "gradient_norm": "gradient {:.2f}",
+        "loss_scale": "scale {:g}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return ", ".join(
+        text.format(record[name])
+        for name, text in shown.items()
+        if name in record
     )
 
 

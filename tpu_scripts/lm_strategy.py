@@ -1,6 +1,6 @@
 """Distribution strategies by name, and what differs between them."""
 
-import tempfile
+import os
 import textwrap
 
 import tensorflow as tf
@@ -8,12 +8,18 @@ import tensorflow as tf
 KINDS = ["default", "one_device", "mirrored", "tpu", "multi_worker"]
 
 
-def make_strategy(kind: str, tpu: str | None = None) -> tf.distribute.Strategy:
-    """Makes a strategy; for `"tpu"` it connects to and initialises the TPU.
+def make_strategy(
+    kind: str, tpu: str | None = None, logical_cpus: int = 2
+) -> tf.distribute.Strategy:
+    """Makes a strategy, before TensorFlow has started its devices.
+
+    For `"tpu"` it connects to and initialises the TPU, for `"multi_worker"`
+    it waits for the other workers of `TF_CONFIG`.
 
     Args:
       kind: one of `KINDS`.
       tpu: the TPU's name; `"local"`, the default, on a TPU VM.
+      logical_cpus: replicas of `"mirrored"` where there is no GPU.
 
     Returns:
       The strategy.
@@ -21,6 +27,11 @@ def make_strategy(kind: str, tpu: str | None = None) -> tf.distribute.Strategy:
     Raises:
       ValueError: the devices cannot be reached.
     """
+    if kind == "multi_worker" and "TF_CONFIG" not in os.environ:
+        raise ValueError(
+            "--strategy=multi_worker needs the cluster in TF_CONFIG; "
+            "--workers_local=2 starts one on this machine"
+        )
     try:
         if kind == "one_device":
             accelerated = tf.config.list_logical_devices("GPU")
@@ -28,7 +39,7 @@ def make_strategy(kind: str, tpu: str | None = None) -> tf.distribute.Strategy:
                 "GPU:0" if accelerated else "CPU:0"
             )
         if kind == "mirrored":
-            return tf.distribute.MirroredStrategy()
+            return _mirrored_strategy(logical_cpus)
         if kind == "multi_worker":
             return tf.distribute.MultiWorkerMirroredStrategy()
         if kind == "tpu":
@@ -38,6 +49,19 @@ def make_strategy(kind: str, tpu: str | None = None) -> tf.distribute.Strategy:
         reason = textwrap.shorten(str(error), 300)
         raise ValueError(f"--strategy={kind}: {reason}") from error
     return tf.distribute.get_strategy()
+
+
+def _mirrored_strategy(logical_cpus: int) -> tf.distribute.Strategy:
+    if tf.config.list_physical_devices("GPU"):
+        return tf.distribute.MirroredStrategy()
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    if tf.config.get_logical_device_configuration(cpu) is None:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * logical_cpus
+        )
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(logical_cpus)]
+    )
 
 
 def _tpu_strategy(name: str) -> tf.distribute.Strategy:
@@ -78,19 +102,36 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
-def output_directory(strategy: tf.distribute.Strategy, model_dir: str) -> str:
-    """Where this process writes.
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes to the directory of the run.
 
-    In a cluster every worker must take part in saving, and only the chief
-    may write to the common directory: the others get one of their own, to be
-    thrown away.
+    In a cluster every worker takes part in saving, and one of them writes.
     """
     resolver = strategy.cluster_resolver
     spec = resolver.cluster_spec().as_dict() if resolver else {}
     if is_tpu(strategy) or not spec:
-        return model_dir
+        return True
     # Without a chief the first worker is it.
     chief = "chief" if "chief" in spec else "worker"
-    if (resolver.task_type, resolver.task_id) == (chief, 0):
-        return model_dir
-    return tempfile.mkdtemp(prefix="train_lm_worker_")
+    return (resolver.task_type, resolver.task_id) == (chief, 0)
+
+
+def wait_for_workers(strategy: tf.distribute.Strategy) -> None:
+    """Returns when all workers of a cluster have called it.
+
+    The one that ends first would be missed by the others.
+    """
+
+    @tf.function
+    def count() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("SUM", tf.ones([]))
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    try:
+        strategy.run(count)
+    except tf.errors.OpError:
+        # The chief may have ended before its last answer came.
+        if is_chief(strategy):
+            raise

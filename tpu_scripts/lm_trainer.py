@@ -66,7 +66,8 @@ class Trainer:
 
         Returns:
           The step that was reached; the mean loss, in bits per byte; the last
-          norm of the gradient; the learning rate of the next step; the
+          norm of the gradient, if the optimizer computed one; the learning
+          rate and, if there is one, the loss scale of the next step; the
           tokens per second.
         """
         if self._iterator is None:
@@ -84,17 +85,22 @@ class Trainer:
         start = time.perf_counter()
         loss, norm = self._train_loop(self._iterator, tf.constant(steps))
         loss, norm = float(loss), float(norm)  # waits for the devices
-        rate = tf.convert_to_tensor(self.optimizer.learning_rate)
         seconds = time.perf_counter() - start
         self.step.assign_add(steps)
         tokens = steps * self._batch_size * self._config.context
-        return {
+        # Replicated variables are no floats, tensors are.
+        rate = tf.convert_to_tensor(self.optimizer.learning_rate)
+        record = {
             "step": int(self.step),
             "loss": loss * _BITS,
-            "gradient_norm": norm,
             "learning_rate": float(rate),
             "tokens_per_second": tokens / seconds,
         }
+        if not math.isnan(norm):
+            record["gradient_norm"] = norm
+        if self.optimizer.loss_scale is not None:
+            record["loss_scale"] = float(self.optimizer.loss_scale)
+        return record
 
     def evaluate(self) -> float:
         """Bits per held-out byte, with the averaged weights if there are."""

@@ -1,5 +1,6 @@
 """The compiled training loop and the held-out evaluation."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -18,25 +19,27 @@ def train_step(
 
     Args:
       model: the model.
-      optimizer: its optimizer; it adds up the gradients of the replicas.
+      optimizer: its optimizer.
       windows: int32 [batch per replica, length + 1].
-      batch_size: examples over all replicas. The loss is divided by it, so
-        that the sum over the replicas is the mean over the examples.
+      batch_size: examples over all replicas.
 
     Returns:
       This replica's share of the mean loss in nats per byte, and the norm of
-      the gradient, NaN on steps that only accumulate.
+      the mean loss's gradient: NaN on steps that do not update, and where the
+      optimizer has no clip by norm, which needs it.
     """
     with tf.GradientTape() as tape:
         losses = next_byte_losses(model, windows)
-        loss = tf.reduce_sum(losses) / (batch_size * losses.shape[1])
+        share = tf.reduce_sum(losses) / (batch_size * losses.shape[1])
+        # The optimizer takes the sum over the replicas, or the mean.
+        loss = share
+        if optimizer.aggregation == "mean":
+            loss *= batch_size // windows.shape[0]
         scaled_loss = optimizer.scale_loss(loss)
     variables = model.trainable_variables
     gradients = tape.gradient(scaled_loss, variables)
     norm = optimizer.apply(gradients, variables).grad_norm
-    if norm is None:  # the optimizer does not need it: this replica's own
-        norm = tf.linalg.global_norm(gradients) / optimizer.scale_loss(1.0)
-    return loss, norm
+    return share, tf.constant(math.nan) if norm is None else norm
 
 
 def make_train_loop(
@@ -58,23 +61,26 @@ def make_train_loop(
     Returns:
       A function of a distributed iterator of windows and an int32 number of
       steps (a tensor: another number does not retrace). It returns the mean
-      loss in nats per byte and the last norm of the gradient.
+      loss in nats per byte and the last norm of the gradient, NaN if there
+      was none.
     """
 
-    # None, and not False: on a TPU a step is compiled in any case.
-    @tf.function(jit_compile=True if compile_step else None)
     def step(windows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return train_step(model, optimizer, windows, batch_size)
+
+    if compile_step:
+        step = tf.function(step, jit_compile=True)
 
     @tf.function
     def train_loop(
         iterator: Iterator, steps: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        total, last_norm = tf.constant(0.0), tf.constant(float("nan"))
+        total, last_norm = tf.constant(0.0), tf.constant(math.nan)
         for _ in tf.range(steps):
             loss, norm = strategy.run(step, args=(next(iterator),))
             total += strategy.reduce("SUM", loss, axis=None)
-            norm = strategy.reduce("MEAN", norm, axis=None)
+            # All replicas have the same.
+            norm = strategy.experimental_local_results(norm)[0]
             last_norm = tf.where(tf.math.is_nan(norm), last_norm, norm)
         return total / tf.cast(steps, tf.float32), last_norm
 

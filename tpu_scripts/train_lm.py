@@ -5,6 +5,11 @@ about two minutes on two CPU cores:
 
     python -m tpu_scripts.train_lm
 
+The same on two replicas, in one process and in two:
+
+    python -m tpu_scripts.train_lm --strategy=mirrored
+    python -m tpu_scripts.train_lm --strategy=multi_worker --workers_local=2
+
 On a TPU VM, reading and writing a bucket, with other text:
 
     python -m tpu_scripts.train_lm --strategy=tpu --precision=bfloat16 \
@@ -13,12 +18,16 @@ On a TPU VM, reading and writing a bucket, with other text:
       --batch_size=256 --steps=100000 --steps_per_loop=100
 
 A run that was killed goes on from its last checkpoint when the same command
-is given again, and ends with the same weights. --helpfull lists the flags of
-all libraries too.
+is given again, and ends with the same weights; under another strategy or on
+another number of replicas, with the same up to rounding. --helpfull lists the
+flags of all libraries too.
 """
 
+import atexit
 import math
 import os
+import shutil
+import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -40,6 +49,7 @@ from tpu_scripts import (
     lm_plot,
     lm_run,
     lm_strategy,
+    lm_workers,
 )
 from tpu_scripts.lm_trainer import Trainer
 
@@ -50,6 +60,7 @@ CONFIG_FLAGS = lm_flags.define_flags()
 class Run(NamedTuple):
     """One run, ready to start."""
 
+    strategy: tf.distribute.Strategy
     corpus: lm_data.Corpus
     trainer: Trainer
     model_dir: str  # what the flag says, or a new directory
@@ -59,6 +70,9 @@ class Run(NamedTuple):
 def main(argv: list[str]) -> None:
     """Trains, evaluates, exports, and prints a sample."""
     del argv
+    if FLAGS.workers_local:
+        sys.exit(lm_workers.run_workers(FLAGS.workers_local))
+    lm_workers.end_with_launcher()
     try:
         run = prepare()
         manager = restore(run)
@@ -68,8 +82,10 @@ def main(argv: list[str]) -> None:
     if step := int(run.trainer.step):
         print(f"resumed at step {step}")
     history, held_out = train(run, manager)
-    checkpoint = manager.latest_checkpoint or last_checkpoint(run)
-    finish(run, checkpoint, history, held_out)
+    if lm_strategy.is_chief(run.strategy):
+        checkpoint = manager.latest_checkpoint or last_checkpoint(run)
+        finish(run, checkpoint, history, held_out)
+    lm_strategy.wait_for_workers(run.strategy)
 
 
 def prepare() -> Run:
@@ -85,7 +101,9 @@ def prepare() -> Run:
     config = lm_flags.run_config(CONFIG_FLAGS, corpus)
     if FLAGS.model_dir:
         lm_run.check_directory(FLAGS.model_dir, config)
-    strategy = lm_strategy.make_strategy(FLAGS.strategy, FLAGS.tpu)
+    strategy = lm_strategy.make_strategy(
+        FLAGS.strategy, FLAGS.tpu, FLAGS.logical_cpus
+    )
     trainer = Trainer(
         strategy,
         corpus,
@@ -94,10 +112,14 @@ def prepare() -> Run:
         FLAGS.batch_size,
         FLAGS.jit_compile,
     )
-    model_dir = FLAGS.model_dir or tempfile.mkdtemp(prefix="train_lm_")
-    output_dir = lm_strategy.output_directory(strategy, model_dir)
+    chief = lm_strategy.is_chief(strategy)
+    model_dir = output_dir = FLAGS.model_dir
+    if not (chief and model_dir):
+        output_dir = tempfile.mkdtemp(prefix="train_lm_")
+    if not chief:
+        atexit.register(shutil.rmtree, output_dir, ignore_errors=True)
     lm_run.create_directory(output_dir, config)
-    return Run(corpus, trainer, model_dir, output_dir)
+    return Run(strategy, corpus, trainer, model_dir or output_dir, output_dir)
 
 
 def make_optimizer() -> AdamW:
@@ -157,7 +179,12 @@ def train(
     events = tf.summary.create_file_writer(
         os.path.join(run.output_dir, "events")
     )
-    progress = tqdm.tqdm(total=FLAGS.steps, initial=first, unit="step")
+    progress = tqdm.tqdm(
+        total=FLAGS.steps,
+        initial=first,
+        unit="step",
+        disable=not lm_strategy.is_chief(run.strategy),
+    )
     with progress, events.as_default():
         for step in loop_ends(first):
             record = trainer.train(step - int(trainer.step))
@@ -167,10 +194,17 @@ def train(
             lm_run.write_summaries(record)
             if "held_out" in record:
                 events.flush()
-                manager.save(step)
+                save(run, manager, step)
             progress.set_postfix_str(lm_run.describe(record))
             progress.update(step - progress.n)
     return history, held_out
+
+
+def save(run: Run, manager: tf.train.CheckpointManager, step: int) -> None:
+    """Writes a checkpoint; every worker has to call it, at the same step."""
+    manager.save(step)
+    if not lm_strategy.is_chief(run.strategy):  # nobody will read it
+        tf.io.gfile.rmtree(manager.directory)
 
 
 def loop_ends(step: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ import helpers  # noqa: E402
 import tf_adamw  # noqa: E402
 from checkpoint_model import Model  # noqa: E402
 
-COUNTERS = {"iterations": 7, "window_position": 1}
+COUNTERS = {"iterations": 7, "window_position": 1, "good_updates": 2}
 
 
 def value_of(key, number, variable):

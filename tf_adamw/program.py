@@ -1,0 +1,321 @@
+"""The part of a step that is compiled: steps 2, 3 and 5 to 10 in order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_adamw import (
+    accumulation,
+    averaging,
+    clipping,
+    finite,
+    fused,
+    loss_scale,
+    placement,
+    replicas,
+    update_rule,
+)
+from tf_adamw.compilation import Given
+from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
+from tf_adamw.registry import Parameter
+from tf_adamw.scalars import Scalars, step_scalars
+from tf_adamw.state import OptimizerState
+
+Outcome = tuple[tf.Tensor, tf.Tensor]  # applied, norm of the gradients
+
+
+class _Constants(NamedTuple):
+    """What all variables of one dtype have in common in one step."""
+
+    scalars: Scalars
+    betas: tuple[float | tf.Tensor, float | tf.Tensor]
+    due: tf.Tensor | None
+
+
+class ProgramState(OptimizerState):
+    """The state, and the programs that change it, on one replica."""
+
+    skip_nonfinite: bool
+    loss_scale_factor: float | loss_scale.DynamicLossScale | None
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+
+    @property
+    def loss_scale(self) -> tf.Tensor | None:
+        """What `scale_loss` multiplies by, a float32 scalar, or None."""
+        scale = self._scale
+        return None if scale is None else tf.convert_to_tensor(scale)
+
+    @property
+    def _dynamic(self) -> loss_scale.DynamicLossScale | None:
+        rule = self.loss_scale_factor
+        return rule if isinstance(rule, loss_scale.DynamicLossScale) else None
+
+    @property
+    def _scale(self) -> float | tf.Tensor | None:
+        if self._dynamic is None:
+            return self.loss_scale_factor
+        self._settle()
+        return tf.convert_to_tensor(self.hyperparameters.loss_scale)
+
+    @property
+    def _by_norm(self) -> bool:
+        return self.clipnorm is not None or self.global_clipnorm is not None
+
+    def _unscaled(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return loss_scale.unscale(gradients, self._scale)
+
+    def _accumulate(
+        self, given: Given, gradients: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """Steps 2 and 3. Returns the position in the window before it."""
+        gradients = self._unscaled(gradients)  # 2
+        position = self.counters.position()
+        everyone = self._registry.parameters
+        of = {
+            parameter.identity: gradient
+            for parameter, gradient in zip(
+                given.parameters, gradients, strict=True
+            )
+        }
+        accumulation.accumulate(  # 3
+            [parameter.slots["accumulator"] for parameter in everyone],
+            [of.get(parameter.identity) for parameter in everyone],
+            position,
+            compiled=given.compiled,
+        )
+        last = self.gradient_accumulation_steps - 1
+        self.counters.count_micro_step(position, last)
+        return position
+
+    def _update_window(
+        self,
+        given: Given,
+        sums: Sequence[tf.Tensor] | None,
+        position: tf.Tensor,
+        live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """Steps 5 to 10 on the mean of a window that is complete.
+
+        Without `sums` the accumulators have them.
+        """
+        if sums is None:
+            sums = [p.slots["accumulator"] for p in given.parameters]
+        mean = _beside_each(
+            given, functools.partial(accumulation.window_mean, position), sums
+        )
+        return self._update(given, mean, live, position)
+
+    def _update_scaled(
+        self,
+        given: Given,
+        gradients: Sequence[tf.Tensor],
+        live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """Steps 2 and 5 to 10."""
+        return self._update(given, self._unscaled(gradients), live)
+
+    def _update(
+        self,
+        given: Given,
+        gradients: Sequence[tf.Tensor],
+        live: Mapping[str, tf.Tensor],
+        position: tf.Tensor | None = None,
+    ) -> Outcome:
+        """Steps 5 to 10 on the reduced gradients."""
+        squares = None
+        if self._by_norm:
+            squares = _beside_each(given, clipping.squared_norm, gradients)
+
+        def change() -> Outcome:
+            return self._change(given, gradients, squares, live, position)
+
+        if not self.skip_nonfinite and self._dynamic is None:
+            return change()
+        verdicts = _beside_each(given, finite.all_finite, gradients)  # 5
+        verdicts += map(finite.all_finite, squares or ())
+        return tf.cond(tf.reduce_all(verdicts), change, self._skip)
+
+    def _skip(self) -> Outcome:
+        if self._dynamic is not None:
+            scale = loss_scale.after_bad_update(self._scale, self._dynamic)
+            replicas.assign(self.hyperparameters.loss_scale, scale)
+            self.counters.restart_good_updates()
+        return not_applied()
+
+    def _change(
+        self,
+        given: Given,
+        gradients: Sequence[tf.Tensor],
+        squares: Sequence[tf.Tensor] | None,
+        live: Mapping[str, tf.Tensor],
+        position: tf.Tensor | None,
+    ) -> Outcome:
+        """Steps 6 to 10."""
+        takes_part = [
+            _takes_part(given, parameter, gradient)
+            for parameter, gradient in zip(
+                given.parameters, gradients, strict=True
+            )
+        ]
+        clipped = clipping.clip(  # 6
+            gradients,
+            squares,
+            [parameter.key for parameter in given.parameters],
+            clipvalue=self.clipvalue,
+            clipnorm=self.clipnorm,
+            global_clipnorm=self.global_clipnorm,
+        )
+        constants = {  # 7
+            dtype: self._constants(dtype, live, position, given.compiled)
+            for dtype in {parameter.dtype for parameter in given.parameters}
+        }
+        for parameter, gradient, takes in zip(
+            given.parameters, clipped, takes_part, strict=True
+        ):
+            update = functools.partial(  # 8 and 9
+                self._update_variable,
+                parameter,
+                gradient,
+                self._multiplier(parameter, live),
+                constants[parameter.dtype],
+                given.compiled,
+            )
+            if takes is True:
+                update()
+            else:
+                tf.cond(takes, update, lambda: True)
+        self._count()  # 10
+        norm = tf.constant(float("nan"))
+        if squares is not None:
+            norm = tf.cast(clipping.global_norm(squares), tf.float32)
+        return tf.constant(True), norm
+
+    def _count(self) -> None:
+        """Step 10."""
+        self.counters.count_update()
+        if self._dynamic is not None:
+            scale, good_updates = loss_scale.after_good_update(
+                self._scale,
+                tf.convert_to_tensor(self.counters.good_updates),
+                self._dynamic,
+            )
+            replicas.assign(self.hyperparameters.loss_scale, scale)
+            replicas.assign(self.counters.good_updates, good_updates)
+
+    def _constants(
+        self,
+        dtype: tf.DType,
+        live: Mapping[str, tf.Tensor],
+        position: tf.Tensor | None,
+        compiled: bool,
+    ) -> _Constants:
+        """Step 7: everything of a step that is not of one variable."""
+        calls = self.counters.calls(self.gradient_accumulation_steps, position)
+        values = {
+            name: self.hyperparameters.value(name, dtype, calls, live)
+            for name in HYPERPARAMETERS
+        }
+        iterations = tf.identity(self.counters.iterations)
+        if not compiled:
+            values = fused.as_ops_see(values, iterations, dtype)
+        due = None
+        if self.use_ema and self.ema_overwrite_frequency is not None:
+            due = averaging.overwrite_due(
+                iterations, self.ema_overwrite_frequency
+            )
+        return _Constants(
+            step_scalars(iterations=iterations, dtype=dtype, **values),
+            (values["beta_1"], values["beta_2"]),
+            due,
+        )
+
+    def _multiplier(
+        self, parameter: Parameter, live: Mapping[str, tf.Tensor]
+    ) -> float | tf.Tensor:
+        """The factor on the learning rate of one variable."""
+        for pattern, factor in self._multipliers.factors.items():
+            if factor is parameter.multiplier:
+                return live.get(multiplier_name(pattern), factor)
+        return parameter.multiplier
+
+    def _update_variable(
+        self,
+        parameter: Parameter,
+        gradient: tf.Tensor,
+        multiplier: float | tf.Tensor,
+        constants: _Constants,
+        compiled: bool,
+    ) -> bool:
+        """Steps 8 and 9 for one variable."""
+        variable, slots = parameter.variable, parameter.slots
+        arguments = (
+            variable,
+            slots["momentum"],
+            slots["velocity"],
+            slots.get("velocity_max"),
+            gradient,
+            constants.scalars,
+        )
+        treatment = {
+            "decayed": parameter.decayed,
+            "multiplier": multiplier,
+        }
+        with placement.beside(variable):
+            if not compiled and fused.serves(variable, slots["momentum"]):
+                fused.update(*arguments, constants.betas, **treatment)
+            else:
+                new = update_rule.update(*arguments, **treatment)
+                update_rule.assign(variable, slots, new)
+            if self.use_ema:
+                average = slots["average"]
+                averaging.average(average, variable, self.ema_momentum)
+                if constants.due is not None:
+                    averaging.overwrite(
+                        average, variable, constants.due, compiled=compiled
+                    )
+        return True
+
+
+def _takes_part(
+    given: Given, parameter: Parameter, gradient: tf.Tensor
+) -> bool | tf.Tensor:
+    """Whether a variable is updated.
+
+    One without a gradient in the last micro-step may have had one earlier in
+    the window.
+    """
+    if parameter.identity not in given.touched_only:
+        return True
+    with placement.beside(parameter.variable):
+        return tf.reduce_any(tf.not_equal(gradient, 0))
+
+
+def _beside_each(
+    given: Given,
+    function: Callable[[tf.Tensor], tf.Tensor],
+    tensors: Sequence[tf.Tensor],
+) -> list[tf.Tensor]:
+    """Calls it for each variable's tensor, where the variable is."""
+    results = []
+    for parameter, tensor in zip(given.parameters, tensors, strict=True):
+        with placement.beside(parameter.variable):
+            results.append(function(tensor))
+    return results
+
+
+def multiplier_name(pattern: str) -> str:
+    """The name under which a step is given the factor of a pattern."""
+    return f"multiplier {pattern}"
+
+
+def not_applied() -> Outcome:
+    """What a step that changes no weight returns."""
+    return tf.constant(False), tf.constant(float("nan"))

@@ -1,0 +1,126 @@
+"""Variables in shards, as ParameterServerStrategy's partitioners make them.
+
+TensorFlow exports neither the class `ShardedVariable` nor the way from a shard
+to the variable that it is a part of: what is private is used here alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adamw import placement
+
+
+def shards(variable: Any) -> tuple[tf.Variable, ...]:
+    """The shards of a sharded variable; of anything else nothing."""
+    if isinstance(variable, (tf.Variable, tf.Module)):
+        return ()
+    if not (hasattr(variable, "shape") and hasattr(variable, "dtype")):
+        return ()
+    parts = getattr(variable, "variables", None)
+    return tuple(parts) if isinstance(parts, Sequence) else ()
+
+
+def whole(variable: Any) -> Any:
+    """The sharded variable that a shard belongs to, or else the variable.
+
+    A `tf.Module` lists the shards alone among its variables.
+    """
+    # A weak reference, set by TensorFlow; there is no public way back.
+    reference = getattr(variable, "_sharded_container", None)
+    found = reference() if callable(reference) else None
+    return variable if found is None else found
+
+
+def joined(parts: Sequence[tf.Variable], like: Any, name: str) -> Any:
+    """Makes a sharded variable of the class of `like`."""
+    return type(like)(list(parts), name=name)
+
+
+def name_of(variable: Any) -> str:
+    """The name of a sharded variable: that of its shards without "/part_0"."""
+    return re.sub(r"/part_0(:0)?$", "", shards(variable)[0].name)
+
+
+def in_shards(variables: Iterable[Any]) -> list[Any]:
+    """The variables, with the shards of sharded ones in their place."""
+    return [part for v in variables for part in shards(v) or (v,)]
+
+
+def flat(
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    name: Callable[[Any], str],
+) -> tuple[list[Any], list[Any]]:
+    """Puts the shards of sharded variables in their place.
+
+    Args:
+      gradients: one for each variable: of a sharded one a list of its shards'
+        gradients, None, or a tensor or `IndexedSlices` of its shape.
+      variables: the variables.
+      name: says how a message calls a variable.
+
+    Raises:
+      ValueError: if the gradient of a sharded variable does not fit it.
+    """
+    if not any(map(shards, variables)):
+        return list(gradients), list(variables)
+    parts = in_shards(variables)
+    if len(gradients) == len(parts):
+        return list(gradients), parts
+    if len(gradients) != len(variables):
+        raise ValueError(
+            f"Got {len(gradients)} gradients for {len(variables)} variables."
+        )
+    all_gradients = []
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if shards(variable):
+            all_gradients += _split(gradient, variable, name(variable))
+        else:
+            all_gradients.append(gradient)
+    return all_gradients, parts
+
+
+def _split(gradient: Any, variable: Any, key: str) -> list[Any]:
+    """The gradients of the shards."""
+    parts = shards(variable)
+    if gradient is None:
+        return [None] * len(parts)
+    if isinstance(gradient, (list, tuple)):
+        if len(gradient) != len(parts):
+            raise ValueError(
+                f"Got {len(gradient)} gradients for the {len(parts)} shards of "
+                f"{key!r}."
+            )
+        return list(gradient)
+    if isinstance(gradient, tf.IndexedSlices):
+        return _split_rows(gradient, parts)
+    gradient = tf.convert_to_tensor(gradient)
+    if not gradient.shape.is_compatible_with(variable.shape):
+        raise ValueError(
+            f"The gradient of {key!r} has shape {gradient.shape}; the variable "
+            f"has {variable.shape}."
+        )
+    return tf.split(gradient, [part.shape[0] for part in parts])
+
+
+def _split_rows(
+    gradient: tf.IndexedSlices, parts: Sequence[tf.Variable]
+) -> list[tf.Tensor]:
+    """Sends each shard's device the rows, and adds them up there."""
+    start, split = 0, []
+    for part in parts:
+        rows = part.shape[0]
+        indices = gradient.indices - start
+        inside = tf.logical_and(indices >= 0, indices < rows)
+        with placement.beside(part):
+            # A row with the index -1 is dropped.
+            indices = tf.where(inside, indices, -tf.ones_like(indices))
+            total = tf.math.unsorted_segment_sum(gradient.values, indices, rows)
+        split.append(total)
+        start += rows
+    return split
