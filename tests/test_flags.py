@@ -154,7 +154,7 @@ def test_a_default_for_no_flag_is_refused():
         ("--clipnorm=dynamic", "could not convert"),
         ("--initial_loss_scale=0.5", "must be a finite number >= 1"),
         ("--initial_loss_scale=none", "could not convert"),
-        ("--loss_scale_growth_interval=0", "must be an integer >= 1"),
+        ("--loss_scale_growth_interval=0", "must be an integer from 1"),
         ("--loss_scale_growth_factor=1", "must be a finite number > 1"),
         ("--aggregation=max", "should be one of"),
         ("--gradient_accumulation_steps=0", "must be an integer >= 1"),

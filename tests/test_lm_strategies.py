@@ -111,7 +111,7 @@ def chain(tmp_path_factory):
         workers_local=2,
     )
     made.stage("one_device", lm_program.run_here, strategy="one_device")
-    made.stage("mirrored", strategy="mirrored", logical_cpus=4)
+    made.stage("mirrored", strategy="mirrored")
     made.stage("default again", lm_program.run_here)
     return made
 
@@ -137,7 +137,7 @@ def test_the_curves_are_those_of_one_replica(chain, uninterrupted):
         for name, value in same.items():
             error = helpers.relative_error(record[name], value)
             if name in ("loss", "held_out"):
-                helpers.record("train_lm losses, 1 to 4 replicas", error)
+                helpers.record("train_lm losses, 1 and 2 replicas", error)
             # Ten times what rounding all initial weights once makes of the
             # norms, and more for the losses.
             assert error < 5e-6, (name, record)
@@ -155,7 +155,7 @@ def test_the_state_is_that_of_one_replica(chain, uninterrupted):
         # Ten times what rounding all initial weights once makes of them.
         gradients = re.search("/(momentum|velocity|accumulator)/", key)
         if not gradients:
-            helpers.record("train_lm weights, 1 to 4 replicas", error)
+            helpers.record("train_lm weights, 1 and 2 replicas", error)
         assert error < (5e-4 if gradients else 2.5e-5), key
 
 

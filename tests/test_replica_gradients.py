@@ -6,7 +6,6 @@ import tensorflow as tf
 
 import helpers
 import strategies
-import tf_adamw
 from strategies import ReplicaPair
 
 pytestmark = pytest.mark.core
@@ -236,23 +235,3 @@ def test_variables_of_two_dtypes(mirrored, rng):
         assert pair.optimizer.iterations.numpy() == 1
         pair.check_copies()
         pair.check_moments()
-
-
-def test_decay_alone(rng, weights):
-    """Zero gradients on 1 and 2 replicas: w shrinks by lr * wd, as it is."""
-    rate, decay = 0.01, 0.5
-    for name in ("mirrored_1", "mirrored_2", "central_2"):
-        strategy = strategies.named(name)
-        optimizer = tf_adamw.AdamW(rate, decay)
-        pair = ReplicaPair(strategy, weights, "auto")
-        pair.optimizer = optimizer
-        optimizer.build(pair.variables)
-        zeros = {
-            key: np.zeros((pair.count, *w.shape), np.float32)
-            for key, w in weights.items()
-        }
-        pair.train_on([zeros] * 10)
-        for key, variable in pair.variables.items():
-            expected = weights[key] * (1 - rate * decay) ** 10
-            for copy in pair.copies(variable):
-                np.testing.assert_allclose(copy, expected, rtol=2e-6)

@@ -130,9 +130,11 @@ def in_a_cond(apply):
 
 
 def in_a_while_loop(apply):
-    return tf.while_loop(
-        lambda i: i < 2, lambda i: apply() and i + 1, [tf.constant(0)]
-    )
+    def body(number):
+        apply()
+        return number + 1
+
+    return tf.while_loop(lambda number: number < 2, body, [tf.constant(0)])
 
 
 def in_an_inner_function(apply):
@@ -144,10 +146,12 @@ INNER = [in_a_cond, in_a_while_loop, in_an_inner_function]
 
 @pytest.mark.parametrize("place", INNER)
 @pytest.mark.parametrize("window", [None, 2])
-def test_collectives_where_there_can_be_none(mirrored, weights, window, place):
-    """MirroredStrategy's replicas meet outside of inner functions only."""
+@pytest.mark.parametrize("name", ["mirrored_2", "central_2"])
+def test_collectives_where_there_can_be_none(name, weights, window, place):
+    """There the replicas meet outside of inner functions only."""
+    strategy = strategies.named(name)
     pair = ReplicaPair(
-        mirrored, weights, "auto", gradient_accumulation_steps=window
+        strategy, weights, "auto", gradient_accumulation_steps=window
     )
 
     def apply():
@@ -155,10 +159,15 @@ def test_collectives_where_there_can_be_none(mirrored, weights, window, place):
 
     @function
     def run():
-        return mirrored.run(lambda: place(apply))
+        return strategy.run(lambda: place(apply))
 
     helpers.refused(
-        pair, run, "MirroredStrategy", r"tf\.cond", "around", r"run\(\)"
+        pair,
+        run,
+        type(strategy).__name__,
+        r"tf\.cond",
+        "around",
+        r"run\(\)",
     )
 
 

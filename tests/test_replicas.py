@@ -68,7 +68,7 @@ def train_20_updates(pair, rng, way="function"):
     pair.train(rng, 1, way=way)
     pair.check()
     pair.train(rng, micro_steps - 1, way=way)
-    pair.check(f"float32 weights, {pair.count} replicas, 20 steps")
+    pair.check(f"float32 weights, 20 steps, replicas: {pair.count}")
     assert pair.reference.iterations == 20
 
 

@@ -61,8 +61,9 @@ class AdamW(Step):
       learning_rate: `lr`: a number of at least 0, a scalar tensor or
         `tf.Variable`, a callable without arguments, or a schedule: a callable
         of the number of `apply` calls before this one. A callable without
-        arguments is called by `apply`: within a `tf.function` once, when that
-        is traced.
+        arguments is called by `apply`, on each replica, where it has to return
+        the same: within a `tf.function` once, when that is traced. On a TPU
+        all variables must have been made in the strategy's scope.
       weight_decay: `wd`, likewise.
       beta_1: decay rate of the first moment, in [0, 1): a number, a scalar
         tensor or `tf.Variable`, or a callable without arguments.

@@ -162,7 +162,6 @@ def choose_mode(jit_compile: bool | str, devices: Iterable[str]) -> str:
     )
 
 
-@functools.cache
 def has_xla(device: str) -> bool:
     """Whether this TensorFlow compiles for `device`, found out by trying.
 
@@ -170,11 +169,14 @@ def has_xla(device: str) -> bool:
     XLA for the host's CPU.
     """
     with tf.init_scope():
-        if not tf.executing_eagerly():
-            return True
-        try:
-            with tf.device(device):
-                tf.function(lambda x: x + 1.0, jit_compile=True)(tf.zeros([]))
-        except (tf.errors.OpError, ValueError):
-            return False
+        return not tf.executing_eagerly() or _compiles(device)
+
+
+@functools.cache
+def _compiles(device: str) -> bool:
+    try:
+        with tf.device(device):
+            tf.function(lambda x: x + 1.0, jit_compile=True)(tf.zeros([]))
+    except (tf.errors.OpError, ValueError):
+        return False
     return True

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import placement
+from tf_adamw import placement, sharding
 from tf_adamw.keys import raw_variable
 from tf_adamw.registry import Registry
 
@@ -88,16 +88,9 @@ def dense(
       ValueError: if an index is out of range. In a function, where it has no
         value yet, TensorFlow ignores or refuses it when the function runs.
     """
-    indices = tf.convert_to_tensor(slices.indices)
     rows = variable.shape[0]
-    if hasattr(indices, "numpy"):
-        wrong = indices.numpy()
-        wrong = wrong[(wrong < 0) | (wrong >= rows)]
-        if wrong.size:
-            raise ValueError(
-                f"The gradient of {key!r} has row {wrong[0]}; the variable "
-                f"has {rows} rows."
-            )
+    sharding.check_rows(slices, rows, key)
+    indices = tf.convert_to_tensor(slices.indices)
     with placement.beside(variable):
         total = tf.math.unsorted_segment_sum(slices.values, indices, rows)
     return tf.ensure_shape(total, variable.shape)

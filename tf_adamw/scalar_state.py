@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import tensorflow as tf
@@ -31,7 +32,7 @@ class ScalarState(tf.Module):
         self.gradient_accumulation_steps = accumulation_steps
         self._built = False
         self._settled = False
-        self._read_by_caller = False
+        self._readers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fixed:
@@ -94,16 +95,16 @@ class ScalarState(tf.Module):
             self._settled = True
             self._place(tf.distribute.get_strategy(), "")
         if not tf.executing_eagerly():
-            self._read_by_caller = True
+            self._readers.add(_traced_function())
 
     def _place(self, owner: tf.distribute.Strategy | None, device: str) -> None:
         """Moves the scalars where the weights are."""
         held = [*self.counters.held(), *self.hyperparameters.held()]
         if all(placement.fits(scalar, owner, device) for scalar in held):
             return
-        # Outside of strategies a `tf.function` traces again when variables
-        # have been created in it.
-        if self._read_by_caller and tf.distribute.has_strategy():
+        # Outside of strategies the `tf.function` that builds traces again.
+        retraced = not tf.distribute.has_strategy() and _traced_function()
+        if any(reader is not retraced for reader in self._readers):
             raise ValueError(
                 "A tf.function has read learning_rate, iterations or the loss "
                 "scale before the weights were known, and they are elsewhere: "
@@ -111,3 +112,15 @@ class ScalarState(tf.Module):
             )
         self.counters.place(owner, device)
         self.hyperparameters.place(owner, device)
+
+
+def _traced_function() -> Any:
+    """The graph of the outermost `tf.function` that is being traced."""
+    if tf.executing_eagerly():
+        return None
+    graph = tf.compat.v1.get_default_graph()
+    while getattr(graph, "outer_graph", None) is not None:
+        if not getattr(graph.outer_graph, "building_function", False):
+            break
+        graph = graph.outer_graph
+    return graph

@@ -98,6 +98,7 @@ def _split(gradient: Any, variable: Any, key: str) -> list[Any]:
             )
         return list(gradient)
     if isinstance(gradient, tf.IndexedSlices):
+        check_rows(gradient, variable.shape[0], key)
         return _split_rows(gradient, parts)
     gradient = tf.convert_to_tensor(gradient)
     if not gradient.shape.is_compatible_with(variable.shape):
@@ -106,6 +107,23 @@ def _split(gradient: Any, variable: Any, key: str) -> list[Any]:
             f"has {variable.shape}."
         )
     return tf.split(gradient, [part.shape[0] for part in parts])
+
+
+def check_rows(gradient: tf.IndexedSlices, rows: int, key: str) -> None:
+    """Refuses rows that the variable does not have, where they have a value.
+
+    Raises:
+      ValueError: naming the first one.
+    """
+    indices = tf.convert_to_tensor(gradient.indices)
+    if hasattr(indices, "numpy"):
+        wrong = indices.numpy()
+        wrong = wrong[(wrong < 0) | (wrong >= rows)]
+        if wrong.size:
+            raise ValueError(
+                f"The gradient of {key!r} has row {wrong[0]}; the variable "
+                f"has {rows} rows."
+            )
 
 
 def _split_rows(

@@ -162,9 +162,10 @@ class OptimizerState(ScalarState):
         Args:
           variable: one of the variables passed to `build`.
           name: "momentum", "velocity", "velocity_max", "average" or
-            "accumulator": the sum of the gradients in the window so far, over
-            all replicas (within `strategy.run`, of this replica; under
-            MultiWorkerMirroredStrategy every worker has to ask).
+            "accumulator": the sum of the gradients in the window so far,
+            aggregated over all replicas (within `strategy.run`, of this
+            replica; under MultiWorkerMirroredStrategy every worker has to
+            ask).
 
         Returns:
           A tensor of the variable's shape, float32, or float64 for float64.

@@ -72,8 +72,8 @@ class Step(ProgramState):
         that does not exist yet is created first.
 
         Under a strategy of several replicas this is called by each of them,
-        within `strategy.run`; also outside of it where the replicas share one
-        copy of the variables (CentralStorageStrategy).
+        within `strategy.run`; also in the strategy's scope where they share
+        one copy of the variables (CentralStorageStrategy).
 
         Args:
           grads: for each variable a tensor of its shape and dtype, an

@@ -52,7 +52,7 @@ def define_flags() -> list[str]:
         lambda values: (
             values["precision"] != "float16" or values["loss_scale_factor"]
         ),
-        "--precision=float16 needs --loss_scale_factor, 1024 for example",
+        "--precision=float16 needs --loss_scale_factor, dynamic for example",
     )
     flags.register_multi_flags_validator(
         ["steps", "gradient_accumulation_steps"],

@@ -60,7 +60,8 @@ def run_workers(count: int) -> int:
     failed = [index for index, code in enumerate(codes) if code]
     if not failed:
         return 0
-    _report(failed[0], workers, codes)
+    for index in failed:
+        _report(index, workers, codes)
     code = codes[failed[0]]
     return code if code > 0 else 128 - code
 
@@ -133,7 +134,7 @@ def _wait(workers: list[_Worker], received: list[int]) -> list[int | None]:
             alike = received or _REFUSED in codes
             patience = _SECONDS if alike else 0
             deadline = min(deadline, time.monotonic() + patience)
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def _report(
