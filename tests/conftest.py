@@ -68,6 +68,25 @@ def functions(monkeypatch):
     return made
 
 
+def pytest_sessionfinish(session):
+    """Under pytest-xdist, sends this process's worst errors."""
+    import helpers
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["worst_errors"] = helpers.WORST_ERRORS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Receives them."""
+    import helpers
+
+    for label, error in getattr(node, "workeroutput", {}).get(
+        "worst_errors", {}
+    ).items():
+        helpers.record(label, error)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints the worst errors seen, as (label, error)."""
     import helpers

@@ -21,7 +21,7 @@ def squared_norm(gradient: tf.Tensor) -> tf.Tensor:
 def global_norm(squares: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the norm of all gradients, of their squared norms."""
     dtype = widest(square.dtype for square in squares)
-    return tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))
+    return tf.sqrt(_total([tf.cast(square, dtype) for square in squares]))
 
 
 def clip(
@@ -73,6 +73,12 @@ def clip(
     ]
 
 
+def _total(squares: Sequence[tf.Tensor]) -> tf.Tensor:
+    # `tf.add_n` adds in an order of its own each time, and replicas would
+    # round differently.
+    return tf.reduce_sum(tf.stack(squares))
+
+
 def _of_wholes(
     squares: Sequence[tf.Tensor], keys: Sequence[str] | None
 ) -> list[tf.Tensor]:
@@ -82,7 +88,7 @@ def _of_wholes(
     parts: dict[str, list[tf.Tensor]] = {}
     for key, square in zip(keys, squares, strict=True):
         parts.setdefault(key, []).append(square)
-    totals = {key: tf.add_n(same) for key, same in parts.items()}
+    totals = {key: _total(same) for key, same in parts.items()}
     return [totals[key] for key in keys]
 
 
