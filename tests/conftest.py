@@ -81,9 +81,9 @@ def pytest_testnodedown(node):
     """Receives them."""
     import helpers
 
-    for label, error in getattr(node, "workeroutput", {}).get(
-        "worst_errors", {}
-    ).items():
+    for label, error in (
+        getattr(node, "workeroutput", {}).get("worst_errors", {}).items()
+    ):
         helpers.record(label, error)
 
 

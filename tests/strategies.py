@@ -114,7 +114,8 @@ class ReplicaPair(Pair):
         reduce = {"sum": np.sum, "mean": np.mean, "none": lambda p, _: p[0]}
         scale = self.reference.loss_scale
         return {
-            key: scale * reduce[self.aggregation](np.asarray(part, np.float64), 0)
+            key: scale
+            * reduce[self.aggregation](np.asarray(part, np.float64), 0)
             for key, part in parts.items()
             if part is not None
         }

@@ -109,9 +109,12 @@ def test_sparse_gradients_equal_the_dense_one(rng, options, way, name, mode):
         for number in range(pair.count):
             np.add.at(dense[number], ROWS[number], values[number])
 
-        def step(values=tf.constant(values), bias=tf.constant(bias)):
-            table = tf.IndexedSlices(values[replica()], rows[replica()], [5, 2])
-            return pair.optimizer.apply([table, bias[replica()]])
+        given = tf.constant(values), rows, tf.constant(bias)
+
+        def step(given=given):
+            values, rows, bias = (part[replica()] for part in given)
+            table = tf.IndexedSlices(values, rows, [5, 2])
+            return pair.optimizer.apply([table, bias])
 
         run(pair, step, way)
         joined = pair.joined({"table": dense, "bias": bias})

@@ -37,9 +37,7 @@ def function(inner):
 @pytest.mark.parametrize("in_a_function", [True, False])
 @pytest.mark.parametrize("where", ["in scope", "outside"])
 @pytest.mark.parametrize("window", [None, 2])
-def test_apply_outside_of_run(
-    mirrored, weights, window, where, in_a_function
-):
+def test_apply_outside_of_run(mirrored, weights, window, where, in_a_function):
     """Each replica updates its own copies: somebody has to be one."""
     pair = ReplicaPair(
         mirrored, weights, "auto", gradient_accumulation_steps=window
@@ -125,6 +123,40 @@ def test_mixed_variables_in_build(mirrored, first, inside):
     assert helpers.snapshot(optimizer) == before
 
 
+@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("in_a_function", [True, False])
+@pytest.mark.parametrize("missing", [["bias"], ["kernel"]])
+def test_gradients_of_different_variables(
+    weights, missing, in_a_function, window, name
+):
+    """What is None on one replica only, others would wait for."""
+    strategy = strategies.named(name)
+    pair = ReplicaPair(
+        strategy, weights, "auto", gradient_accumulation_steps=window
+    )
+    replicas = iter(range(pair.count * 2))
+
+    def step():
+        grads = ones(pair)
+        if next(replicas) == 1:
+            grads = [
+                None if key in missing else gradient
+                for key, gradient in zip(weights, grads, strict=True)
+            ]
+        return pair.optimizer.apply(grads)
+
+    def run():
+        return strategy.run(step)
+
+    helpers.refused(
+        pair,
+        function(run) if in_a_function else run,
+        type(strategy).__name__,
+        "None",
+    )
+
+
 def in_a_cond(apply):
     return tf.cond(tf.constant(True), apply, apply)
 
@@ -173,9 +205,7 @@ def test_collectives_where_there_can_be_none(name, weights, window, place):
 
 @pytest.mark.parametrize("place", INNER)
 @pytest.mark.parametrize("window", [None, 2])
-def test_steps_without_collectives_work_there(
-    mirrored, weights, window, place
-):
+def test_steps_without_collectives_work_there(mirrored, weights, window, place):
     """What is reduced already needs none."""
     pair = ReplicaPair(
         mirrored,

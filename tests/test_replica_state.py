@@ -199,7 +199,9 @@ def test_minimize_and_apply_gradients(weights, name):
             replica = tf.cast(context.replica_id_in_sync_group, tf.float32)
             return (1.0 + replica) * tf.reduce_sum(bias * kernel * kernel)
 
-        def step(loss=loss, optimizer=pair.optimizer, way=way, on=(kernel, bias)):
+        def step(
+            loss=loss, optimizer=pair.optimizer, way=way, on=(kernel, bias)
+        ):
             if way == "minimize":
                 return optimizer.minimize(loss, var_list=list(on))
             with tf.GradientTape() as tape:

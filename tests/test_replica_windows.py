@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import helpers
 import strategies
@@ -46,9 +45,7 @@ def test_window_equals_one_step_on_all_of_it(rng, weights, way, name):
     )
     other = helpers.Pair(weights, "auto", **options)
     for _ in range(3):
-        shapes = {
-            key: (4, pair.count, *shape) for key, shape in SHAPES.items()
-        }
+        shapes = {key: (4, pair.count, *shape) for key, shape in SHAPES.items()}
         given = {
             key: rng.integers(-8, 9, shape).astype(np.float32)
             for key, shape in shapes.items()
