@@ -50,7 +50,6 @@ def reduce_if(
     needed_now: tf.Tensor,
     values: Sequence[tf.Tensor],
     how: str,
-    absent: frozenset[Any],
 ) -> list[tf.Tensor]:
     """Returns values reduced across replicas if `needed_now`.
 
@@ -61,27 +60,19 @@ def reduce_if(
       needed_now: bool scalar, the same on all replicas.
       values: float32 or float64 tensors.
       how: "sum" or "mean".
-      absent: which variables had no gradient; checked to be the same on all
-        replicas of this process.
 
     Returns:
       The reduced values; if not `needed_now`, tensors of the same shapes.
 
     Raises:
-      ValueError: if the strategy cannot reduce here, or replicas differ in
-        `absent`.
+      ValueError: if the strategy cannot reduce here.
     """
     context = tf.distribute.get_replica_context()
 
     def merged(
-        strategy: tf.distribute.Strategy,
-        absent: Any,
-        needed_now: Any,
-        *values: Any,
+        strategy: tf.distribute.Strategy, needed_now: Any, *values: Any
     ) -> Any:
         local = strategy.experimental_local_results
-        if len(set(local(absent))) > 1:
-            raise ValueError(different_gradients(strategy))
 
         def reduced() -> list[tuple[tf.Tensor, ...]]:
             return [local(v) for v in _batch_reduce(strategy, values, how)]
@@ -95,7 +86,31 @@ def reduce_if(
         )
 
     with refusals_in_a_line(context.strategy):
-        return context.merge_call(merged, args=(absent, needed_now, *values))
+        return context.merge_call(merged, args=(needed_now, *values))
+
+
+def check_agreement(present: frozenset[Any]) -> None:
+    """Checks that the replicas of this process have the same gradients.
+
+    A collective that not all of them reach would wait for ever. On a TPU one
+    program is traced for all.
+
+    Args:
+      present: identifies the variables whose gradient is not None.
+
+    Raises:
+      ValueError: if they differ, or the strategy cannot reduce here.
+    """
+    context = tf.distribute.get_replica_context()
+    if replicas.is_tpu(context.strategy):
+        return
+
+    def compare(strategy: tf.distribute.Strategy, present: Any) -> None:
+        if len(set(strategy.experimental_local_results(present))) > 1:
+            raise ValueError(different_gradients(strategy))
+
+    with refusals_in_a_line(context.strategy):
+        context.merge_call(compare, args=(present,))
 
 
 def merge(

@@ -37,8 +37,8 @@ class ScalarState(tf.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fixed:
             raise TypeError(
-                f"{name} is fixed when the optimizer is made: pass it to AdamW; "
-                "only learning_rate and weight_decay can be assigned."
+                f"{name} is fixed when the optimizer is made: pass it to "
+                "AdamW; only learning_rate and weight_decay can be assigned."
             )
         # A `tf.Module` would track what is assigned to a property, too.
         if isinstance(getattr(type(self), name, None), property):

@@ -105,6 +105,10 @@ class Step(ProgramState):
         if any(map(replicas.central, raw)):
             return self._apply_to_one_copy(grads, variables)
         gradients = pairing.pair(grads, variables, self._registry)  # 1
+        if aggregation.needed(self.aggregation):
+            aggregation.check_agreement(
+                frozenset(raw[place].ref() for place in gradients)
+            )
         return self._apply_paired(gradients, variables)
 
     def _apply_to_one_copy(
@@ -120,6 +124,9 @@ class Step(ProgramState):
             ]
             return self._apply_merged(strategy, paired, variables)
         paired = pairing.pair(grads, variables, self._registry)  # 1
+        aggregation.check_agreement(
+            frozenset(raw_variable(variables[p]).ref() for p in paired)
+        )
 
         def merged(_: Any, *gradients: Any) -> ApplyResult:
             every = [
@@ -238,7 +245,7 @@ class Step(ProgramState):
             with tf.device(everyone[0].variable.device):
                 sums = list(map(tf.identity, _accumulators(everyone)))
             reduced = aggregation.reduce_if(  # 4
-                complete, sums, self.aggregation, absent
+                complete, sums, self.aggregation
             )
 
         def update() -> Outcome:
