@@ -57,13 +57,15 @@ def test_build(rng, weights, build, made_in_scope, name):
 
 @every_strategy
 @pytest.mark.parametrize("made_in_scope", [True, False])
-@pytest.mark.parametrize("way", ["eager", "function", "loop"])
-def test_lazy_build_in_run(rng, weights, way, made_in_scope, name):
+@pytest.mark.parametrize(
+    ("way", "mode"), [("eager", False), ("function", "auto"), ("loop", False)]
+)
+def test_lazy_build_in_run(rng, weights, way, mode, made_in_scope, name):
     strategy = strategies.named(name)
     pair = ReplicaPair(
         strategy,
         weights,
-        "auto",
+        mode,
         made_in_scope=made_in_scope,
         built=False,
         **ACCUMULATION,

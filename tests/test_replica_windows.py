@@ -106,13 +106,13 @@ def test_variables_without_gradients_in_a_window(rng, weights, name, mode):
     assert pair.reference.iterations == 4
 
 
-@both_modes
+@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4", "central_2"])
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "none"])
-def test_accumulator_slot(rng, weights, aggregation, name, mode):
+def test_accumulator_slot(rng, weights, aggregation, name):
     pair = ReplicaPair(
         strategies.named(name),
         weights,
-        mode,
+        False,
         gradient_accumulation_steps=3,
         aggregation=aggregation,
     )

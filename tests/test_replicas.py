@@ -72,14 +72,14 @@ def train_20_updates(pair, rng, way="function"):
     assert pair.reference.iterations == 20
 
 
-# One replica has nothing to reduce, whatever the options; four are two more
-# programs to compile.
+# One replica has nothing to reduce, whatever the options; for the others it
+# is the same code, compiled for more replicas or for one copy.
 FEW = ["plain", "mean, accumulation", "everything"]
-TRIED = {"one_device": FEW, "mirrored_1": FEW, "mirrored_4": FEW}
+ALL = [("mirrored_2", "auto"), ("mirrored_2", False), ("central_2", False)]
 CASES = [
-    (name, mode, option)
-    for name, mode in strategies.PLACES
-    for option in TRIED.get(name, OPTIONS)
+    (*place, option)
+    for place in strategies.PLACES
+    for option in (OPTIONS if place in ALL else FEW)
 ]
 
 
