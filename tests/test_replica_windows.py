@@ -17,7 +17,7 @@ SKIPPING = {
     "skip_nonfinite": {"skip_nonfinite": True},
     "dynamic": {"loss_scale_factor": tf_adamw.DynamicLossScale(2.0**4, 2)},
 }
-both_modes = pytest.mark.parametrize(
+every_place = pytest.mark.parametrize(
     ("name", "mode"),
     [
         ("mirrored_2", "auto"),
@@ -62,7 +62,7 @@ def test_window_equals_one_step_on_all_of_it(rng, weights, way, name):
             np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-9)
 
 
-@both_modes
+@every_place
 @pytest.mark.parametrize("skipping", SKIPPING)
 def test_bad_window_is_dropped_on_all(rng, weights, skipping, name, mode):
     """One replica's infinity in one micro-step is everybody's."""
@@ -92,7 +92,7 @@ def slots_and_weights(pair):
     return [*slots, *pair.variables.values()]
 
 
-@both_modes
+@every_place
 def test_variables_without_gradients_in_a_window(rng, weights, name, mode):
     """Missing in some micro-steps, and then in a whole window."""
     strategy = strategies.named(name)
