@@ -291,3 +291,11 @@ PLACES = [
     ("central_2", "auto"),
     ("central_2", False),
 ]
+# Those of several replicas alone.
+SEVERAL_REPLICAS = [
+    ("mirrored_2", "auto"),
+    ("mirrored_2", False),
+    ("mirrored_4", False),
+    ("central_2", "auto"),
+    ("central_2", False),
+]

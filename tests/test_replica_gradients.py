@@ -12,14 +12,7 @@ pytestmark = pytest.mark.core
 
 SHAPES = {"kernel": (3, 5), "bias": (5,), "scale": ()}
 every_place = pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        ("mirrored_2", "auto"),
-        ("mirrored_2", False),
-        ("mirrored_4", False),
-        ("central_2", "auto"),
-        ("central_2", False),
-    ],
+    ("name", "mode"), strategies.SEVERAL_REPLICAS
 )
 
 

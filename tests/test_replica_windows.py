@@ -18,14 +18,7 @@ SKIPPING = {
     "dynamic": {"loss_scale_factor": tf_adamw.DynamicLossScale(2.0**4, 2)},
 }
 every_place = pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        ("mirrored_2", "auto"),
-        ("mirrored_2", False),
-        ("mirrored_4", False),
-        ("central_2", "auto"),
-        ("central_2", False),
-    ],
+    ("name", "mode"), strategies.SEVERAL_REPLICAS
 )
 
 

@@ -188,17 +188,16 @@ def _by_dtype(
 
 @contextlib.contextmanager
 def refusals_in_a_line(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Says shortly what TensorFlow says in many lines, or not at all."""
-    name = type(strategy).__name__
+    """Says in one line what TensorFlow says in many."""
     try:
         yield
     except RuntimeError as error:
         if "merge_call" not in str(error):
             raise
         raise ValueError(
-            f"{name} cannot reduce gradients in a tf.function, tf.cond or "
-            "tf.while_loop inside of the function that is passed to "
-            "strategy.run(): put them around strategy.run()."
+            f"{type(strategy).__name__} cannot reduce gradients in a "
+            "tf.function, tf.cond or tf.while_loop inside of the function "
+            "that is passed to strategy.run(): put them around strategy.run()."
         ) from error
 
 
