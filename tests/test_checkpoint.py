@@ -118,6 +118,7 @@ def test_keys(tmp_path):
     optimizer.build(model)
     slots = ("momentum", "velocity", "velocity_max", "average", "accumulator")
     expected = {
+        "format_version",
         "counters/iterations",
         "counters/window_position",
         "hyperparameters/learning_rate",

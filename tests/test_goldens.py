@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions: tests/goldens, one folder per option."""
+"""Checkpoints of each version of the format, with every option."""
 
 import hashlib
 import importlib.util
@@ -14,26 +14,33 @@ import tf_adamw
 from checkpoint_model import Model, saved_values
 from helpers import UNIT_ROUNDOFF, both_modes
 from numpy_adamw import NumpyAdamW
+from tf_adamw.scalar_state import FORMAT_VERSION
 
 pytestmark = pytest.mark.core
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
-every_golden = pytest.mark.parametrize("option", helpers.OPTIONS)
+FOLDERS = {1: GOLDENS, 2: GOLDENS / "format_2"}
+VERSION = "optimizer/format_version"
+every_option = pytest.mark.parametrize("option", helpers.OPTIONS)
+every_version = pytest.mark.parametrize("version", FOLDERS)
 
 
-def golden_values(option):
-    return json.loads((GOLDENS / option / "values.json").read_text())
+def golden_values(version, option):
+    return json.loads((FOLDERS[version] / option / "values.json").read_text())
 
 
-def restored(option, jit_compile="auto"):
+def restored(version, option, jit_compile="auto"):
     """An optimizer and a model with the golden's state."""
     options = helpers.OPTIONS[option]
     optimizer = tf_adamw.AdamW(jit_compile=jit_compile, **options)
     model = Model()
     optimizer.build(model)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
-    status = checkpoint.read(str(GOLDENS / option / "checkpoint"))
-    status.assert_consumed()
+    path = str(FOLDERS[version] / option / "checkpoint")
+    if version == FORMAT_VERSION:
+        checkpoint.read(path).assert_consumed()
+    else:
+        tf_adamw.checkpoint.restore(checkpoint, path, strict=True)
     return optimizer, model
 
 
@@ -45,13 +52,18 @@ def test_no_golden_has_changed():
         path.relative_to(GOLDENS).as_posix(): hashlib.sha256(
             path.read_bytes()
         ).hexdigest()
+        for folder in FOLDERS.values()
         for option in helpers.OPTIONS
-        for path in (GOLDENS / option).iterdir()
+        for path in (folder / option).iterdir()
     }
     assert found == expected
 
 
-@every_golden
+def test_every_version_has_its_goldens():
+    assert list(FOLDERS) == list(range(1, FORMAT_VERSION + 1))
+
+
+@every_option
 def test_no_golden_is_written_again(option):
     path = GOLDENS / "make_golden.py"
     spec = importlib.util.spec_from_file_location("make_golden", path)
@@ -61,18 +73,24 @@ def test_no_golden_is_written_again(option):
         make_golden.write(option)
 
 
-@every_golden
-def test_every_value_is_restored_and_saved_under_its_key(option, tmp_path):
-    golden = golden_values(option)
-    saved = saved_values(*restored(option), tmp_path)
+@every_version
+@every_option
+def test_every_value_is_restored_and_saved_under_its_key(
+    version, option, tmp_path
+):
+    golden = golden_values(version, option)
+    saved = saved_values(*restored(version, option), tmp_path)
+    golden[VERSION] = FORMAT_VERSION
     assert set(saved) == set(golden)
     for key, value in saved.items():
         np.testing.assert_array_equal(value.astype(float), golden[key], key)
 
 
-@every_golden
-def test_values_are_distinct_per_key(option):
-    first = [np.ravel(value)[0] for value in golden_values(option).values()]
+@every_version
+@every_option
+def test_values_are_distinct_per_key(version, option):
+    golden = golden_values(version, option).values()
+    first = [np.ravel(value)[0] for value in golden]
     assert len(set(first)) == len(first)
 
 
@@ -103,10 +121,11 @@ def reference_of(option, golden):
 
 
 @both_modes
-@every_golden
-def test_next_step_continues(rng, option, jit_compile):
-    reference = reference_of(option, golden_values(option))
-    optimizer, model = restored(option, jit_compile)
+@every_version
+@every_option
+def test_next_step_continues(rng, version, option, jit_compile):
+    reference = reference_of(option, golden_values(version, option))
+    optimizer, model = restored(version, option, jit_compile)
     variables = model.by_key()
     # The golden's dynamic scale is small; what it leaves is of order one.
     scale = reference.loss_scale if reference.loss_scale_rule else 1.0

@@ -28,8 +28,8 @@ def test_it_is_a_module_that_lists_its_state(weights):
     for variable in pair.variables.values():
         assert id(variable) not in listed
     # Per variable momentum, velocity, velocity_max and average; iterations,
-    # learning_rate and weight_decay.
-    assert len(listed) == 4 * len(weights) + 3
+    # learning_rate, weight_decay and format_version.
+    assert len(listed) == 4 * len(weights) + 4
     assert id(optimizer.iterations) in listed
     assert optimizer.iterations.dtype == tf.int64
     assert not optimizer.trainable_variables

@@ -138,7 +138,7 @@ def test_build_with_what_is_no_variable(thing):
     optimizer = tf_adamw.AdamW()
     with pytest.raises((ValueError, TypeError)):
         optimizer.build([thing])
-    assert len(optimizer.variables) == 3
+    assert len(optimizer.variables) == 4
 
 
 def test_unknown_slot(weights):

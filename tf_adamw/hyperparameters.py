@@ -181,16 +181,21 @@ class Hyperparameters(tf.Module):
     def plain(self, name: str) -> Any:
         """Returns the value as a Python float, or the callable that makes it.
 
-        A number that was given is returned to its last digit for as long as
-        it rounds to the value that the variable holds.
+        A number that was given, or restored in float64, is returned to its
+        last digit for as long as it rounds to the value that the variable
+        holds.
         """
         held = getattr(self, name)
         if not isinstance(held, (tf.Variable, tf.Tensor)):
             return held
-        given = getattr(self, f"_given_{name}", None)
         value = float(tf.convert_to_tensor(held))
-        unchanged = given is not None and np.float32(given) == value
-        return given if unchanged else value
+        exact = getattr(self, f"{name}_float64", None)
+        if exact is not None:
+            exact = float(tf.convert_to_tensor(exact))
+        for number in (exact, getattr(self, f"_given_{name}", None)):
+            if number is not None and np.float32(number) == value:
+                return number
+        return value
 
     def assign(self, name: str, value: Any) -> None:
         """Gives `learning_rate` or `weight_decay` a new value.

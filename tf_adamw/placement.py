@@ -89,7 +89,9 @@ def moved(
         )
 
     if owner is not None:
-        return create(owner, make)
+        made = create(owner, make)
+        plain = not replicas.replicated(made) and replicas.home(made) is None
+        return variable if plain and made.device == variable.device else made
 
     def on_device() -> tf.Variable:
         with tf.device(device):

@@ -11,6 +11,9 @@ from tf_adamw import placement
 from tf_adamw.counters import Counters
 from tf_adamw.hyperparameters import Hyperparameters
 
+# Of the state in checkpoints: docs/checkpoint_format.md tells the versions.
+FORMAT_VERSION = 2
+
 
 class ScalarState(tf.Module):
     """Holds the counters and the hyperparameters.
@@ -29,6 +32,10 @@ class ScalarState(tf.Module):
         super().__init__(name=name)
         self.hyperparameters = hyperparameters
         self.counters = counters
+        with tf.init_scope():
+            self.format_version = tf.Variable(
+                FORMAT_VERSION, False, dtype=tf.int64, name="format_version"
+            )
         self.gradient_accumulation_steps = accumulation_steps
         self._built = False
         self._settled = False
@@ -110,6 +117,9 @@ class ScalarState(tf.Module):
                 "scale before the weights were known, and they are elsewhere: "
                 "call build() first."
             )
+        self.format_version = placement.moved(
+            self.format_version, owner, device
+        )
         self.counters.place(owner, device)
         self.hyperparameters.place(owner, device)
 

@@ -26,8 +26,7 @@ def create_slots(
 ) -> dict[str, tf.Variable]:
     """Creates the slots of one variable where the variable is.
 
-    They have its shape and its arithmetic's dtype and start at zero; the
-    average starts at NaN, which says that there is none yet.
+    They have its shape and its arithmetic's dtype.
 
     Args:
       parameter: the variable.
@@ -35,6 +34,20 @@ def create_slots(
       aggregation: how gradients are reduced across replicas.
     """
     return {name: _create(parameter, name, aggregation) for name in names}
+
+
+def start_value(name: str) -> float:
+    """What every element of a slot starts with.
+
+    The average's NaN says that there is none yet: it starts from the weights.
+    """
+    return float("nan") if name == "average" else 0.0
+
+
+def start_again(parameter: Parameter, name: str) -> None:
+    """Gives a slot the values it was created with."""
+    slot = parameter.slots[name]
+    slot.assign(tf.fill(slot.shape, tf.cast(start_value(name), slot.dtype)))
 
 
 def tracked(parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -53,8 +66,8 @@ def tracked(parameters: Sequence[Parameter]) -> dict[str, Any]:
 
 
 def _create(parameter: Parameter, name: str, aggregation: str) -> tf.Variable:
-    variable, dtype = parameter.variable, parameter.dtype
-    start = tf.constant(float("nan") if name == "average" else 0.0, dtype)
+    variable = parameter.variable
+    start = tf.constant(start_value(name), parameter.dtype)
     suffix = f"/part_{parameter.part}" if parameter.whole is not None else ""
     options = {"name": f"{parameter.name}/{name}{suffix}", "trainable": False}
     if not replicas.replicated(variable):

@@ -24,7 +24,7 @@ from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names, tracked
 class OptimizerState(ScalarState):
     """Holds the variables of the state and says which variables they serve.
 
-    Checkpoint keys below the optimizer: `counters/<name>`,
+    Checkpoint keys below the optimizer: `format_version`, `counters/<name>`,
     `hyperparameters/<name>` and `slots/<key>/<slot name>`.
     """
 
@@ -59,6 +59,12 @@ class OptimizerState(ScalarState):
         self._exclusions = exclusions
         self._multipliers = multipliers
         self._traced_by_caller = False
+        self._shows_averages = False
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The variables built so far, with their state and treatment."""
+        return self._registry.parameters
 
     @tf.autograph.experimental.do_not_convert
     def build(self, variables: Any) -> None:
@@ -280,7 +286,34 @@ class OptimizerState(ScalarState):
         if not parameters:
             raise ValueError("averaged_weights() comes after build().")
         with averaging.swapped(parameters):
-            yield
+            self._shows_averages = True
+            try:
+                yield
+            finally:
+                self._shows_averages = False
+
+    def check_settable(self) -> None:
+        """Checks that all state is there, and can be set from outside.
+
+        Raises:
+          ValueError: before `build`, within `averaged_weights()`, in a
+            `tf.function`, or in `strategy.run`.
+        """
+        if not tf.executing_eagerly() or replicas.several():
+            raise ValueError(
+                "State is restored and imported outside of a tf.function and "
+                "of strategy.run."
+            )
+        if not len(self._registry):
+            raise ValueError(
+                f"The optimizer {self.name!r} has no state yet: call build() "
+                "first."
+            )
+        if self._shows_averages:
+            raise ValueError(
+                "Within averaged_weights() the weights are not those that are "
+                "trained: leave the block first."
+            )
 
 
 def _one_place(parameters: Sequence[Parameter]) -> bool:

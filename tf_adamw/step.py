@@ -107,8 +107,10 @@ class Step(ProgramState):
         gradients = pairing.pair(grads, variables, self._registry)  # 1
         if aggregation.needed(self.aggregation):
             aggregation.check_agreement(
-                frozenset(raw[place].ref() for place in gradients)
+                frozenset(raw[place].ref() for place in gradients), raw
             )
+        elif replicas.several():
+            aggregation.check_not_exported(raw)
         return self._apply_paired(gradients, variables)
 
     def _apply_to_one_copy(
@@ -125,7 +127,7 @@ class Step(ProgramState):
             return self._apply_merged(strategy, paired, variables)
         paired = pairing.pair(grads, variables, self._registry)  # 1
         aggregation.check_agreement(
-            frozenset(raw_variable(variables[p]).ref() for p in paired)
+            frozenset(raw_variable(variables[p]).ref() for p in paired), ()
         )
 
         def merged(_: Any, *gradients: Any) -> ApplyResult:

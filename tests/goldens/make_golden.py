@@ -2,8 +2,9 @@
 
     python tests/goldens/make_golden.py [option ...]
 
-A golden is what this version wrote: it is never written again. A change that
-cannot read one has to be made so that it can.
+The folder of an option is in format_<version>, of those of version 1 in this
+one. A golden is what this version wrote: it is never written again. A change
+that cannot read one has to be made so that it can.
 """
 
 import json
@@ -19,8 +20,16 @@ sys.path[:0] = [str(GOLDENS.parent), str(GOLDENS.parents[1])]
 import helpers  # noqa: E402
 import tf_adamw  # noqa: E402
 from checkpoint_model import Model  # noqa: E402
+from tf_adamw.scalar_state import FORMAT_VERSION  # noqa: E402
 
-COUNTERS = {"iterations": 7, "window_position": 1, "good_updates": 2}
+FOLDER = GOLDENS / f"format_{FORMAT_VERSION}"
+
+COUNTERS = {
+    "format_version": FORMAT_VERSION,
+    "iterations": 7,
+    "window_position": 1,
+    "good_updates": 3,
+}
 
 
 def value_of(key, number, variable):
@@ -29,7 +38,7 @@ def value_of(key, number, variable):
     if name in COUNTERS:
         return COUNTERS[name]
     elements = np.arange(variable.shape.num_elements()) / 1024
-    value = 1 + (number + 1) / 32 + elements.reshape(variable.shape)
+    value = 1 + (number + 1) / 64 + elements.reshape(variable.shape)
     return value / 64 if "hyperparameters" in key else value
 
 
@@ -50,7 +59,7 @@ def variables_by_key(root):
 
 def write(option):
     """Writes the golden of one option; refuses if there is one."""
-    folder = GOLDENS / option
+    folder = FOLDER / option
     if folder.exists():
         sys.exit(f"{folder} exists; a golden is never written again")
     optimizer = tf_adamw.AdamW(**helpers.OPTIONS[option])
@@ -62,7 +71,7 @@ def write(option):
         variable = found[key]
         value = value_of(key, number, variable)
         variable.assign(tf.cast(value, variable.dtype))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     path = checkpoint.write(str(folder / "checkpoint"))
     values = helpers.checkpoint_values(path)
     if set(values) != set(found):
@@ -75,11 +84,11 @@ def write(option):
 def main():
     """Writes the goldens named on the command line, or all that lack."""
     options = sys.argv[1:] or [
-        option for option in helpers.OPTIONS if not (GOLDENS / option).exists()
+        option for option in helpers.OPTIONS if not (FOLDER / option).exists()
     ]
     for option in options:
         write(option)
-        print(f"wrote {GOLDENS / option}")
+        print(f"wrote {FOLDER / option}")
 
 
 if __name__ == "__main__":
