@@ -1,0 +1,181 @@
+"""What another optimizer's file holds, and what it is in AdamW's terms.
+
+AdamW's step, with `t = iterations + 1`:
+
+    w <- w - lr * wd * w - alpha * m / (sqrt(v) + epsilon)
+    alpha = lr * sqrt(1 - beta_2^t) / (1 - beta_1^t)
+
+Others differ from it in what epsilon is added to, in whether the moments are
+corrected for their bias, and in what the decay is multiplied by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
+SETTINGS = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
+
+# What most do outside of their optimizers.
+UNTOLD = frozenset(
+    (*CLIPS, "gradient_accumulation_steps", "ema_overwrite_frequency")
+)
+
+# 1 - beta^t is 1 in float32 from here on.
+_NEGLIGIBLE = 2.0**-25
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The state of another optimizer, in its own conventions.
+
+    Attributes:
+      optimizer: what it is, for people: "PyTorch AdamW".
+      iterations: the number of updates it has applied.
+      slots: `{variable: {slot: array}}`: the slots under AdamW's names
+        ("momentum", "velocity", "velocity_max", "average"), the variables
+        under the source's: "0", "1" ... where it only counts them.
+      settings: its `learning_rate`, `weight_decay`, `beta_1`, `beta_2` and
+        `epsilon`, as it defines them; without those that are no numbers.
+      assumed: those settings that the file does not tell, and that nobody
+        gave: they are the library's defaults.
+      positional: whether the variables are only counted.
+      algorithm_1: whether epsilon is added to the root of the corrected
+        velocity, `sqrt(v / (1 - beta_2^t)) + epsilon`, as in Algorithm 1 of
+        Kingma and Ba, and not to `sqrt(v)`.
+      bias_correction: whether the moments are corrected at all: if not,
+        `alpha = lr`.
+      decay_coupling: "learning_rate" if a step decays by `lr * wd`, "none" if
+        by `wd` alone.
+      decayed: `{variable: bool}` where the source knows which it decays.
+      multipliers: `{variable: factor}` on the learning rate; None where the
+        source has one and does not tell it.
+      options: other arguments of AdamW that the source used: `amsgrad`,
+        `use_ema`, `ema_momentum`, clips.
+      untold: those of which the file cannot tell whether they were used.
+      weights: `{variable: array}`, if the file has them.
+      aliases: `{variable: another name that it has}`, for matching.
+      output_first: whether its kernels are [out, in], and AdamW's [in, out].
+      ignored: what else the file has of the optimizer and AdamW has not.
+      notes: what else to know of it, for people.
+    """
+
+    optimizer: str
+    iterations: int
+    slots: Mapping[str, Mapping[str, np.ndarray]]
+    settings: Mapping[str, float]
+    assumed: frozenset[str] = frozenset()
+    positional: bool = False
+    algorithm_1: bool = False
+    bias_correction: bool = True
+    decay_coupling: str = "learning_rate"
+    decayed: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    multipliers: Mapping[str, float | None] = dataclasses.field(
+        default_factory=dict
+    )
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    untold: frozenset[str] = UNTOLD
+    weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    output_first: bool = False
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counter(self) -> int:
+        """What AdamW's `iterations` has to be.
+
+        Without bias correction: so large that there is none in float32.
+        """
+        if self.bias_correction:
+            return self.iterations
+        slowest = max(self.settings["beta_1"], self.settings["beta_2"])
+        if slowest == 0:
+            return self.iterations
+        vanished = math.ceil(math.log(_NEGLIGIBLE) / math.log(slowest))
+        return max(self.iterations, vanished)
+
+    @property
+    def epsilon(self) -> float:
+        """AdamW's epsilon of the next step.
+
+        epsilon_hat = epsilon * sqrt(1 - beta_2^(iterations + 1))
+        """
+        epsilon = self.settings["epsilon"]
+        return epsilon * self._growth if self.algorithm_1 else epsilon
+
+    @property
+    def epsilon_error(self) -> float:
+        """How far a constant epsilon is off in later steps, at most.
+
+        Relative to the epsilon that the source would have: 0 in the next
+        step, and where its epsilon is AdamW's.
+        """
+        return 1 - self._growth if self.algorithm_1 else 0.0
+
+    @property
+    def _growth(self) -> float:
+        beta_2, t = self.settings["beta_2"], self.iterations + 1
+        return math.sqrt(-math.expm1(t * math.log(beta_2))) if beta_2 else 1.0
+
+    @property
+    def weight_decay(self) -> float | None:
+        """AdamW's weight decay of the next step; None if it is not known."""
+        decay = self.settings.get("weight_decay")
+        if self.decay_coupling == "learning_rate" or not decay:
+            return decay
+        rate = self.settings.get("learning_rate")
+        return decay / rate if rate else None
+
+    def numbers(self) -> dict[str, float]:
+        """Returns what is known of the settings, as AdamW defines them."""
+        known = {
+            **{n: self.settings[n] for n in SETTINGS if n in self.settings},
+            "epsilon": self.epsilon,
+            "weight_decay": self.weight_decay,
+        }
+        return {n: value for n, value in known.items() if value is not None}
+
+    def assigned(self) -> dict[str, float]:
+        """Returns the numbers that an import assigns: neither is assumed."""
+        return {
+            name: value
+            for name, value in self.numbers().items()
+            if name in ("learning_rate", "weight_decay")
+            and name not in self.assumed
+        }
+
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """Returns the arguments of `AdamW` for the source's next step.
+
+        A learning rate that the source does not tell, or that was a schedule,
+        is left out.
+
+        Args:
+          **given: arguments of `AdamW` that count instead of the source's.
+
+        Raises:
+          ValueError: if the weight decay is not known, and not given: AdamW's
+            default must not stand in for it.
+        """
+        arguments = {**self.numbers(), **self.options, **given}
+        if "weight_decay" not in arguments:
+            raise ValueError(
+                f"The file of {self.optimizer} does not tell "
+                f"{self._unknown_decay()}, or weight_decay= to arguments()."
+            )
+        return arguments
+
+    def _unknown_decay(self) -> str:
+        """What is missing, and how to say it."""
+        if "weight_decay" not in self.settings:
+            return "the weight decay: give weight_decay= to read()"
+        return (
+            "the learning rate, by which its weight decay is divided: give "
+            "learning_rate= to read()"
+        )
