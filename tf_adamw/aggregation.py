@@ -89,7 +89,9 @@ def reduce_if(
         return context.merge_call(merged, args=(needed_now, *values))
 
 
-def check_agreement(present: frozenset[Any]) -> None:
+def check_agreement(
+    present: frozenset[Any], variables: Sequence[tf.Variable]
+) -> None:
     """Checks that the replicas of this process have the same gradients.
 
     A collective that not all of them reach would wait for ever. On a TPU one
@@ -97,9 +99,11 @@ def check_agreement(present: frozenset[Any]) -> None:
 
     Args:
       present: identifies the variables whose gradient is not None.
+      variables: all replicated variables of the step.
 
     Raises:
-      ValueError: if they differ, or the strategy cannot reduce here.
+      ValueError: if they differ, the strategy cannot reduce here, or the step
+        is being exported.
     """
     context = tf.distribute.get_replica_context()
     if replicas.is_tpu(context.strategy):
@@ -108,9 +112,42 @@ def check_agreement(present: frozenset[Any]) -> None:
     def compare(strategy: tf.distribute.Strategy, present: Any) -> None:
         if len(set(strategy.experimental_local_results(present))) > 1:
             raise ValueError(different_gradients(strategy))
+        _refuse_export(strategy, variables)
 
     with refusals_in_a_line(context.strategy):
         context.merge_call(compare, args=(present,))
+
+
+def check_not_exported(variables: Sequence[tf.Variable]) -> None:
+    """Checks that a step that reduces nothing is not being exported.
+
+    Args:
+      variables: all replicated variables of the step.
+
+    Raises:
+      ValueError: if `tf.saved_model.save` traces it.
+    """
+    context = tf.distribute.get_replica_context()
+    if tf.executing_eagerly() or replicas.is_tpu(context.strategy):
+        return
+    try:
+        context.merge_call(lambda own: _refuse_export(own, variables))
+    except RuntimeError as error:
+        # In a `tf.function` or conditional of the replica's own.
+        if "merge_call" not in str(error):
+            raise
+
+
+def _refuse_export(
+    strategy: tf.distribute.Strategy, variables: Sequence[tf.Variable]
+) -> None:
+    # Only the thread that exports can tell: not that of a replica.
+    if any(map(replicas.exported, variables)):
+        raise ValueError(
+            "A SavedModel has one copy of a variable, which each replica of "
+            f"{type(strategy).__name__} would update: in a function that is "
+            "exported, call apply outside of strategy.run()."
+        )
 
 
 def merge(

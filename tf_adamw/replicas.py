@@ -15,13 +15,43 @@ import tensorflow as tf
 
 
 def home(variable: tf.Variable) -> tf.distribute.Strategy | None:
-    """The strategy whose variable it is; None for a plain variable."""
-    return getattr(variable, "distribute_strategy", None)
+    """The strategy whose variable it is; None for one that acts as plain."""
+    own = getattr(variable, "distribute_strategy", None)
+    return None if own is None or exported(variable) else own
 
 
 def replicated(variable: tf.Variable) -> bool:
     """Whether each replica has a copy of its own."""
-    return isinstance(variable, tf.distribute.DistributedValues)
+    distributed = isinstance(variable, tf.distribute.DistributedValues)
+    return distributed and not exported(variable)
+
+
+def exported(variable: tf.Variable) -> bool:
+    """Whether `tf.saved_model.save` traces: the first copy stands for all.
+
+    There is no public way to ask. But only then a variable has a handle
+    outside of the replicas, except on a TPU, where it always has one, and in
+    `strategy.extended.update`, where no step is done.
+    """
+    if tf.executing_eagerly():
+        return False
+    if not isinstance(variable, tf.distribute.DistributedValues):
+        return False
+    own = variable.distribute_strategy
+    if is_tpu(own):
+        return False
+    if not tf.distribute.has_strategy():
+        with own.scope():
+            return _has_handle(variable)
+    return tf.distribute.in_cross_replica_context() and _has_handle(variable)
+
+
+def _has_handle(variable: tf.Variable) -> bool:
+    try:
+        _ = variable.handle
+    except ValueError:
+        return False
+    return True
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
@@ -80,6 +110,8 @@ def strategy_to_enter(
     outside = tf.distribute.in_cross_replica_context()
     enter = None
     for variable in variables:
+        if exported(variable):
+            continue
         own = home(variable)
         if own is not current:
             _check_strategy(variable, name, current)
