@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import tensorflow as tf
 from absl.testing import flagsaver
 
@@ -45,6 +46,7 @@ def start(arguments, **environment):
         arguments,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, **environment},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,6 +108,19 @@ def history(directory):
     """The records of a run."""
     lines = (pathlib.Path(directory) / "history.jsonl").read_text()
     return [json.loads(line) for line in lines.splitlines()]
+
+
+def assert_alike(directory, expected, step):
+    """Two runs have the same last checkpoint, and the same history."""
+    values, same = (checkpoint(run, step) for run in (directory, expected))
+    assert values.keys() == same.keys()
+    for name, value in same.items():
+        np.testing.assert_array_equal(values[name], value, err_msg=name)
+    told = [
+        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in run]
+        for run in map(history, (directory, expected))
+    ]
+    assert told[0] == told[1]
 
 
 def contents(directory):

@@ -29,6 +29,7 @@ def refused(capsys, arguments):
         (["--workers_local=2"], "--workers_local needs --strategy=multi_wor"),
         (["--aggregation=none"], "are not reduced yet"),
         (["text.txt"], "'text.txt' is not a flag"),
+        (["--model_dir=run[1]"], "with one of *?[]\\ for a pattern"),
         (["--held_out_fraction=0"], "must be a number in (0, 0.5]"),
         (
             ["--gradient_accumulation_steps=7"],

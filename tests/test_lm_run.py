@@ -5,20 +5,22 @@ import json
 import pytest
 import tensorflow as tf
 
-from lm_small import make_corpus, make_trainer
-from tpu_scripts import lm_plot, lm_run, lm_strategy, train_lm
+from tpu_scripts import lm_plot, lm_run, lm_strategy
 
+DEFAULTS = {"width": 128, "clipnorm": None, "new": 0.5}
 CONFIG = {"width": 16, "decay_steps": 100, "clipnorm": None, "data": "x"}
 
 
-@pytest.mark.parametrize("kind", ["absent", "empty", "same"])
+@pytest.mark.parametrize("kind", ["absent", "empty", "killed", "same"])
 def test_a_directory_that_can_be_used(tmp_path, kind):
     directory = tmp_path / "run"
-    if kind == "empty":
+    if kind in ("empty", "killed"):
         directory.mkdir()
+    if kind == "killed":  # while it wrote its first file
+        (directory / "config.json.partial").write_text("{")
     if kind == "same":
         lm_run.create_directory(str(directory), CONFIG)
-    lm_run.check_directory(str(directory), CONFIG)
+    lm_run.check_directory(str(directory), CONFIG, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,8 @@ def test_a_directory_that_can_be_used(tmp_path, kind):
     [
         ({"width": 8}, "has width=16, not 8"),
         ({"clipnorm": 1.0}, "has clipnorm=None, not 1.0"),
-        ({"new": 1}, "has new=None, not 1"),
+        ({"new": 1}, "has new=0.5, not 1"),
+        ({"unknown": 1}, "has unknown=None, not 1"),
         (
             {"decay_steps": 200},
             "has decay_steps=100, not 200: --decay_steps=100 keeps",
@@ -36,22 +39,35 @@ def test_a_directory_that_can_be_used(tmp_path, kind):
 def test_another_configuration_is_refused(tmp_path, changed, message):
     lm_run.create_directory(str(tmp_path), CONFIG)
     with pytest.raises(ValueError, match=message):
-        lm_run.check_directory(str(tmp_path), {**CONFIG, **changed})
+        lm_run.check_directory(str(tmp_path), {**CONFIG, **changed}, DEFAULTS)
+
+
+def test_flags_that_an_older_run_did_not_have_count_as_their_defaults(tmp_path):
+    older = {"width": 16, "data": "x"}
+    lm_run.create_directory(str(tmp_path), older)
+    defaults = {"width": 128, "clipnorm": None, "exclude": ["norm"]}
+    given = {**older, "clipnorm": None, "exclude": ["norm"]}
+    lm_run.check_directory(str(tmp_path), given, defaults)
+    for name, value in (("clipnorm", 1.0), ("exclude", []), ("width", 128)):
+        with pytest.raises(ValueError, match=f"has {name}=.*, not "):
+            lm_run.check_directory(
+                str(tmp_path), {**given, name: value}, defaults
+            )
 
 
 def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path):
     file = tmp_path / "config.json"
     file.write_text("{")
     with pytest.raises(ValueError, match=r"cannot read '.*config.json'"):
-        lm_run.check_directory(str(tmp_path), CONFIG)
+        lm_run.check_directory(str(tmp_path), CONFIG, DEFAULTS)
     file.write_text("[1]")
     with pytest.raises(ValueError, match=r"config.json' is not that of a run"):
-        lm_run.check_directory(str(tmp_path), CONFIG)
+        lm_run.check_directory(str(tmp_path), CONFIG, DEFAULTS)
     with pytest.raises(ValueError, match="is not a directory"):
-        lm_run.check_directory(str(file), CONFIG)
+        lm_run.check_directory(str(file), CONFIG, DEFAULTS)
     file.rename(tmp_path / "other.json")
     with pytest.raises(ValueError, match="holds files but no config"):
-        lm_run.check_directory(str(tmp_path), CONFIG)
+        lm_run.check_directory(str(tmp_path), CONFIG, DEFAULTS)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
@@ -62,39 +78,6 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     ) as caught:
         lm_run.create_directory(f"{file}/run", CONFIG)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def run_of(trainer, directory):
-    strategy, path = tf.distribute.get_strategy(), str(directory)
-    return train_lm.Run(strategy, make_corpus(), trainer, path, path)
-
-
-@pytest.mark.parametrize("part", ["data-00000-of-00001", "index"])
-@pytest.mark.parametrize("left", [0, 50])
-def test_a_damaged_checkpoint_is_refused(tmp_path, part, left):
-    trainer = make_trainer()
-    checkpoint = tf.train.Checkpoint(
-        model=trainer.model, optimizer=trainer.optimizer, step=trainer.step
-    )
-    path = checkpoint.save(f"{tmp_path}/checkpoints/ckpt")
-    file = tmp_path / "checkpoints" / f"ckpt-1.{part}"
-    file.write_bytes(file.read_bytes()[:left])
-    run = run_of(trainer, tmp_path)
-    with pytest.raises(ValueError, match="--model_dir: cannot") as caught:
-        train_lm.restore(run)
-    assert path in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "text", ["damaged", 'model_checkpoint_path: "ckpt-1"\n']
-)
-def test_checkpoints_that_cannot_be_found_are_not_begun_again(tmp_path, text):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "checkpoint").write_text(text)
-    run = run_of(make_trainer(), tmp_path)
-    with pytest.raises(ValueError, match="names no checkpoint"):
-        train_lm.restore(run)
 
 
 def test_history_is_cut_at_the_step_that_is_resumed(tmp_path):

@@ -1,6 +1,5 @@
 """train_lm from its command line: it finishes, resumes, and refuses."""
 
-import shutil
 import signal
 import time
 
@@ -110,17 +109,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     code, out, err = lm_program.run(data=text, model_dir=directory, **SETTINGS)
     assert code == 0, err
     assert "resumed at step " in out
-    expected, found = (
-        lm_program.checkpoint(run, STEPS) for run in (finished[0], directory)
-    )
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    told = [
-        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in run]
-        for run in map(lm_program.history, (finished[0], directory))
-    ]
-    assert told[0] == told[1]
+    lm_program.assert_alike(directory, finished[0], STEPS)
 
 
 @pytest.mark.slow
@@ -241,21 +230,6 @@ def test_the_run_of_another_configuration_is_left_alone(
     assert line.startswith(f"train_lm: --model_dir: the run in '{finished[0]}'")
     assert line.endswith(message)
     assert lm_program.contents(finished[0]) == before
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_left_alone(finished, tmp_path, text):
-    directory = tmp_path / "run"
-    shutil.copytree(finished[0], directory)
-    (directory / "checkpoints" / "ckpt-300.index").write_text("damaged")
-    before = lm_program.contents(directory)
-    code, out, (line,) = lm_program.run_here(
-        data=text, model_dir=directory, **SETTINGS
-    )
-    assert code == 2
-    assert out == ""
-    assert line.startswith("train_lm: --model_dir: cannot restore '")
-    assert lm_program.contents(directory) == before
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+import tf_adamw.checkpoint
 from tf_adamw import AdamW
 from tpu_scripts.lm_model import LanguageModel, ModelConfig
 from tpu_scripts.lm_training import train_step
@@ -24,9 +25,12 @@ class ExportedModel(tf.Module):
         self.model = LanguageModel(config)
         self.optimizer = optimizer
         optimizer.build(self.model)
-        tf.train.Checkpoint(model=self.model, optimizer=optimizer).restore(
-            checkpoint
-        ).assert_existing_objects_matched().expect_partial()
+        report = tf_adamw.checkpoint.restore(
+            tf.train.Checkpoint(model=self.model, optimizer=optimizer),
+            checkpoint,
+        )
+        if report.seeded or report.mismatched:
+            raise ValueError(f"{checkpoint!r} is not of this model. {report}")
         # Training goes on with the weights, generation uses their average.
         self.generator = self.model
         if optimizer.use_ema:

@@ -124,6 +124,11 @@ def _define_run_flags() -> None:
         "Directory of checkpoints, events, curves and export; a run found in "
         "it is resumed. Default: a new temporary directory.",
     )
+    flags.register_validator(
+        "model_dir",
+        lambda value: not set(value or "") & set("*?[]\\"),
+        "TensorFlow takes a name with one of *?[]\\ for a pattern",
+    )
     flags.DEFINE_integer(
         "checkpoint_interval",
         600,

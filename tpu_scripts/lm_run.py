@@ -12,7 +12,7 @@ _CONFIG = "config.json"
 
 
 @contextlib.contextmanager
-def _naming_the_flag() -> Iterator[None]:
+def naming_the_flag() -> Iterator[None]:
     """Turns the errors of the file system into ValueErrors."""
     try:
         yield
@@ -20,13 +20,16 @@ def _naming_the_flag() -> Iterator[None]:
         raise ValueError(f"--model_dir: {error.message}") from error
 
 
-@_naming_the_flag()
-def check_directory(directory: str, config: dict[str, Any]) -> None:
+@naming_the_flag()
+def check_directory(
+    directory: str, config: dict[str, Any], defaults: dict[str, Any]
+) -> None:
     """Checks that a run with this configuration may use the directory.
 
     Args:
       directory: a directory that is absent, empty, or that of a run.
       config: the configuration, JSON-able.
+      defaults: the values of what the configuration of an older run lacks.
 
     Raises:
       ValueError: it holds a run of another configuration, or other files, or
@@ -38,7 +41,8 @@ def check_directory(directory: str, config: dict[str, Any]) -> None:
         raise ValueError(f"--model_dir: {directory!r} is not a directory")
     path = os.path.join(directory, _CONFIG)
     if not tf.io.gfile.exists(path):
-        if tf.io.gfile.listdir(directory):
+        # A run that was killed at its very start leaves the partial one.
+        if {*tf.io.gfile.listdir(directory)} - {_partial(_CONFIG)}:
             raise ValueError(
                 f"--model_dir: {directory!r} holds files but no {_CONFIG}: "
                 "it is not the directory of a run"
@@ -51,9 +55,9 @@ def check_directory(directory: str, config: dict[str, Any]) -> None:
         raise ValueError(f"--model_dir: cannot read {path!r}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--model_dir: {path!r} is not that of a run")
-    given = json.loads(json.dumps(config))
+    given, defaults = json.loads(json.dumps([config, defaults]))
     for name in sorted({*found, *given}):
-        old, new = found.get(name), given.get(name)
+        old, new = found.get(name, defaults.get(name)), given.get(name)
         if old != new:
             raise ValueError(
                 f"--model_dir: the run in {directory!r} has "
@@ -68,7 +72,7 @@ def _remedy(name: str, old: Any, new: Any) -> str:
     return ""
 
 
-@_naming_the_flag()
+@naming_the_flag()
 def create_directory(directory: str, config: dict[str, Any]) -> None:
     """Makes the directory, with the configuration in it.
 
@@ -83,10 +87,14 @@ def create_directory(directory: str, config: dict[str, Any]) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Writes a file so that a kill leaves the old one or the new one."""
-    partial = f"{path}.partial"
+    partial = _partial(path)
     with tf.io.gfile.GFile(partial, "w") as file:
         file.write(text)
     tf.io.gfile.rename(partial, path, overwrite=True)
+
+
+def _partial(path: str) -> str:
+    return f"{path}.partial"
 
 
 class History:

@@ -29,7 +29,6 @@ import os
 import shutil
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,6 +42,7 @@ from absl import app, flags
 from tf_adamw import AdamW
 from tf_adamw.flags import adamw_from_flags
 from tpu_scripts import (
+    lm_checkpoints,
     lm_data,
     lm_export,
     lm_flags,
@@ -83,8 +83,7 @@ def main(argv: list[str]) -> None:
         print(f"resumed at step {step}")
     history, held_out = train(run, manager)
     if lm_strategy.is_chief(run.strategy):
-        checkpoint = manager.latest_checkpoint or last_checkpoint(run)
-        finish(run, checkpoint, history, held_out)
+        finish(run, manager.latest_checkpoint, history, held_out)
     lm_strategy.wait_for_workers(run.strategy)
 
 
@@ -100,7 +99,8 @@ def prepare() -> Run:
     )
     config = lm_flags.run_config(CONFIG_FLAGS, corpus)
     if FLAGS.model_dir:
-        lm_run.check_directory(FLAGS.model_dir, config)
+        defaults = {name: FLAGS[name].default for name in CONFIG_FLAGS}
+        lm_run.check_directory(FLAGS.model_dir, config, defaults)
     strategy = lm_strategy.make_strategy(
         FLAGS.strategy, FLAGS.tpu, FLAGS.logical_cpus
     )
@@ -128,39 +128,25 @@ def make_optimizer() -> AdamW:
 
 
 def restore(run: Run) -> tf.train.CheckpointManager:
-    """Goes on from the last checkpoint, if there is one.
+    """Goes on from the last good checkpoint, if there is one.
 
     Raises:
-      ValueError: the checkpoint cannot be read.
+      ValueError: there are checkpoints, and none can be read.
     """
     trainer = run.trainer
     checkpoint = tf.train.Checkpoint(
         model=trainer.model, optimizer=trainer.optimizer, step=trainer.step
     )
-    last = last_checkpoint(run)
-    state = os.path.join(run.model_dir, "checkpoints", "checkpoint")
-    if last is None and tf.io.gfile.exists(state):
-        raise ValueError(f"--model_dir: {state!r} names no checkpoint")
-    if last:
-        try:
-            checkpoint.restore(last).assert_existing_objects_matched()
-        # A damaged file has many ways to fail.
-        except Exception as error:
-            reason = textwrap.shorten(str(error), 300)
-            raise ValueError(
-                f"--model_dir: cannot restore {last!r}: {reason}"
-            ) from error
-    return tf.train.CheckpointManager(
-        checkpoint,
-        os.path.join(run.output_dir, "checkpoints"),
-        FLAGS.keep_checkpoints,
+    read, written = (
+        os.path.join(directory, "checkpoints")
+        for directory in (run.model_dir, run.output_dir)
     )
-
-
-def last_checkpoint(run: Run) -> str | None:
-    """The last one that the chief wrote, for every worker to read."""
-    return tf.train.latest_checkpoint(
-        os.path.join(run.model_dir, "checkpoints")
+    last = lm_checkpoints.restore_newest(checkpoint, read, run.strategy)
+    return lm_checkpoints.manage(
+        checkpoint,
+        written,
+        last if written == read else None,
+        FLAGS.keep_checkpoints,
     )
 
 
