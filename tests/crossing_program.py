@@ -40,14 +40,11 @@ def multi_worker(resolver, folder, places):
 
 def parameter_server(resolver, folder, places):
     if resolver.task_type != "chief":
-        server = tf.distribute.Server(
-            resolver.cluster_spec(),
-            job_name=resolver.task_type,
-            task_index=resolver.task_id,
-            protocol="grpc",
-        )
-        cluster.ready()
-        server.join()
+        # Not at the top: MultiWorkerMirroredStrategy has to come before any
+        # operation.
+        from parameter_server_program import serve
+
+        serve(resolver)
     strategy = tf.distribute.ParameterServerStrategy(resolver)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     cluster.ready()

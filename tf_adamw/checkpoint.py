@@ -9,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adamw import replicas
-from tf_adamw.checkpoint_file import CheckpointFile, DamagedCheckpointError, few
+from tf_adamw.checkpoint_file import CheckpointFile, DamagedCheckpointError
 from tf_adamw.comparison import Report, compare, counts
+from tf_adamw.keys import few
 from tf_adamw.object_graph import Found, found_below, is_variable
 from tf_adamw.rollback import unchanged_on_failure
 from tf_adamw.scalar_state import FORMAT_VERSION
@@ -65,11 +66,7 @@ def restore(
             "tf.train.Checkpoint(model=model, optimizer=optimizer), got "
             f"{type(checkpoint).__name__}."
         )
-    if not tf.executing_eagerly() or replicas.several():
-        raise ValueError(
-            "restore must be called outside of a tf.function and of "
-            "strategy.run."
-        )
+    replicas.check_outside("restore")
     file = CheckpointFile(_prefix(path))
     file.check()
     _ = checkpoint.save_counter  # makes it
@@ -89,13 +86,14 @@ def restore(
         raise ValueError(
             f"The checkpoint {file.path!r} does not match: {counts(report)}."
         )
+    restored = {id(f.value) for f in matching}
     with unchanged_on_failure(f.value for f in found):
         _read_variables(matching, file.path)
         for optimizer in optimizers:
-            _start_missing(optimizer, {id(f.value) for f in matching})
+            _start_missing(optimizer, restored)
         _read_others(matching, file)
     for optimizer in optimizers:
-        _warn_of_other_keys(optimizer, {id(f.value) for f in matching}, report)
+        _warn_of_other_keys(optimizer, restored, report)
     return report
 
 

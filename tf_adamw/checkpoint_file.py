@@ -6,13 +6,15 @@ import collections
 import errno
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 # `tf.train.CheckpointView` has the graph without the keys of its tensors.
 from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from tf_adamw.keys import few
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/"
@@ -224,9 +226,3 @@ def key_name(key: str) -> str:
     """A checkpoint's key as a path: without suffix and escapes."""
     path = key.split(_SUFFIX)[0]
     return re.sub(r"\.(S|\.)", lambda m: "/" if m[1] == "S" else ".", path)
-
-
-def few(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more

@@ -8,8 +8,8 @@ from collections.abc import Set as AbstractSet
 
 import tensorflow as tf
 
-from tf_adamw.checkpoint_file import CheckpointFile, few, key_name
-from tf_adamw.keys import unwrapped
+from tf_adamw.checkpoint_file import CheckpointFile, key_name
+from tf_adamw.keys import few, unwrapped
 from tf_adamw.object_graph import Found, is_variable
 
 

@@ -125,6 +125,13 @@ def object_paths(root: Any) -> dict[int, str]:
     return paths
 
 
+def few(names: Iterable[str], limit: int = 3, none: str = "none") -> str:
+    """The first of some names, and how many more there are, for a message."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or none) + more
+
+
 def _dict_key(key: Any) -> str:
     if not isinstance(key, str) or not key:
         raise ValueError(

@@ -20,14 +20,12 @@ class Found:
 
     Attributes:
       name: its path below the root, joined by "/".
-      path: the same, in parts.
       value: the object: a variable, or what else can be saved.
       node: its number in the checkpoint, None if it is not there.
       there: its path in the checkpoint.
     """
 
     name: str
-    path: tuple[str, ...]
     value: Any
     node: int | None
     there: tuple[str, ...]
@@ -50,8 +48,7 @@ def found_below(
     for path, value, node in _walk(children, file):
         known = places.get(id(value))
         if known is None or (known.node is None and node is not None):
-            name = "/".join(path)
-            places[id(value)] = Found(name, path, value, node, path)
+            places[id(value)] = Found("/".join(path), value, node, path)
     found = [
         place
         for place in places.values()
@@ -67,10 +64,12 @@ def _find_by_name(places: Sequence[Found], file: CheckpointFile) -> None:
     Keras counts the layers of a model in its objects' paths: a layer that is
     inserted would give those behind it the weights of others.
     """
+    if not places:
+        return
     nodes: dict[str, list[int]] = {}
-    for node in range(len(file.nodes)) if places else ():
+    for node in range(len(file.nodes)):
         nodes.setdefault(file.own_name(node), []).append(node)
-    paths = file.paths() if places else {}
+    paths = file.paths()
     own = {place.value.path for place in places}
     for place in places:
         name = place.value.path

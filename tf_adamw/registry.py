@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_adamw import sharding
 from tf_adamw.dtypes import arithmetic_dtype
 from tf_adamw.keys import (
+    few,
     keyed_variables,
     own_name,
     raw_variable,
@@ -148,5 +149,4 @@ def _check_updated(key: str, variable: tf.Variable) -> None:
 def listed(parameters: Sequence[Parameter], limit: int = 20) -> str:
     """The keys, as an error message lists them."""
     keys = list(dict.fromkeys(parameter.key for parameter in parameters))
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return (", ".join(keys[:limit]) or "no variable") + more
+    return few(keys, limit, "no variable")

@@ -83,6 +83,22 @@ def several() -> bool:
     return context is not None and context.num_replicas_in_sync > 1
 
 
+def check_outside(what: str) -> None:
+    """Refuses what changes all replicas at once, where one of them runs.
+
+    Args:
+      what: is called.
+
+    Raises:
+      ValueError: in a `tf.function`, or in `strategy.run`.
+    """
+    if not tf.executing_eagerly() or several():
+        raise ValueError(
+            f"{what} must be called outside of a tf.function and of "
+            "strategy.run."
+        )
+
+
 def central(variable: tf.Variable) -> bool:
     """Whether several replicas share its one copy."""
     own = home(variable)

@@ -296,14 +296,8 @@ class OptimizerState(ScalarState):
         """Checks that all state is there, and can be set from outside.
 
         Raises:
-          ValueError: before `build`, within `averaged_weights()`, in a
-            `tf.function`, or in `strategy.run`.
+          ValueError: before `build`, or within `averaged_weights()`.
         """
-        if not tf.executing_eagerly() or replicas.several():
-            raise ValueError(
-                "State is restored and imported outside of a tf.function and "
-                "of strategy.run."
-            )
         if not len(self._registry):
             raise ValueError(
                 f"The optimizer {self.name!r} has no state yet: call build() "

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_adamw import arguments
+from tf_adamw import arguments, replicas
 from tf_adamw.hyperparameters import ASSIGNABLE
+from tf_adamw.keys import few
 from tf_adamw.migration import differences
-from tf_adamw.migration.matching import Fitted, Names, few, fitted, matched
+from tf_adamw.migration.matching import Fitted, Names, fitted, matched
 from tf_adamw.migration.source import Source
 from tf_adamw.registry import Parameter
 from tf_adamw.rollback import unchanged_on_failure
@@ -112,6 +113,7 @@ def import_state(
         everything fits; also in a `tf.function`, `strategy.run` or
         `averaged_weights()`. Nothing has changed then.
     """
+    replicas.check_outside("import_state")
     optimizer.check_settable()
     by_key: dict[str, list[Parameter]] = {}
     for parameter in optimizer.parameters:
@@ -144,8 +146,8 @@ def _check_weights(source: Source, mapped: Mapping[str, str]) -> None:
     if missing:
         raise ValueError(
             f"The file of {source.optimizer} has no weights of "
-            f"{few(missing)}: leave these out by names, or assign all weights "
-            "yourself."
+            f"{few(missing, 5)}: leave these out by names, or assign all "
+            "weights yourself."
         )
 
 

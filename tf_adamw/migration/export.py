@@ -66,11 +66,7 @@ def export_state(
         there are some; also in a `tf.function` or `strategy.run`.
       ImportError: if h5py or PyTorch is missing.
     """
-    if not tf.executing_eagerly() or replicas.several():
-        raise ValueError(
-            "export_state must be called outside of a tf.function and of "
-            "strategy.run."
-        )
+    replicas.check_outside("export_state")
     if target not in TARGETS:
         raise ValueError(
             f"target must be one of {', '.join(TARGETS)}, got {target!r}."

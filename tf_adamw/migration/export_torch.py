@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_adamw.migration.source import correction
 from tf_adamw.registry import Parameter
 from tf_adamw.state import OptimizerState
 
@@ -87,7 +88,7 @@ def _arguments(
         factor = float(tf.convert_to_tensor(parameter.multiplier))
         groups.setdefault((factor, parameter.decayed), []).append(parameter.key)
     t, beta_2 = int(optimizer.iterations.numpy()) + 1, settings["beta_2"]
-    grown = math.sqrt(-math.expm1(t * math.log(beta_2))) if beta_2 else 1.0
+    grown = math.sqrt(correction(beta_2, t))
     return {
         "params": [
             {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from tf_adamw.keys import few
 from tf_adamw.migration.source import Source
 from tf_adamw.registry import Parameter
 
@@ -35,7 +36,7 @@ def matched(
             if name not in source.slots:
                 raise ValueError(
                     f"names has {name!r}; the variables of {source.optimizer} "
-                    f"are {few(source.slots)}."
+                    f"are {few(source.slots, 5)}."
                 )
     mapped: dict[str, str] = {}
     for name in source.slots:
@@ -51,8 +52,8 @@ def matched(
     if not mapped:
         raise ValueError(
             f"None of the variables of {source.optimizer} fits: it has "
-            f"{few(source.slots)}; this optimizer has {few(keys)}. Say by "
-            "names which is which."
+            f"{few(source.slots, 5)}; this optimizer has {few(keys, 5)}. Say "
+            "by names which is which."
         )
     return {key: mapped[key] for key in keys if key in mapped}
 
@@ -68,7 +69,7 @@ def _by_position(
             if position not in source.slots:
                 raise ValueError(
                     f"names has {position!r}; {source.optimizer} only counts "
-                    f"its variables, {few(positions)}: pass names, the list "
+                    f"its variables, {few(positions, 5)}: pass names, the list "
                     "of keys in its order."
                 )
         order = [names.get(position) for position in positions]
@@ -152,7 +153,7 @@ def fitted(
         if not any(re.search(pattern, key) for key in mapped):
             raise ValueError(
                 f"transpose has the pattern {pattern!r}, which matches none "
-                f"of {few(mapped)}."
+                f"of {few(mapped, 5)}."
             )
     found, wrong = Fitted({}, {}), []
     for key, name in mapped.items():
@@ -180,7 +181,7 @@ def fitted(
             )
     if wrong:
         raise ValueError(
-            f"Shapes do not fit: {few(wrong)}. Say by names which variable "
+            f"Shapes do not fit: {few(wrong, 5)}. Say by names which variable "
             "is which (None leaves one out), or by transpose how its axes go."
         )
     _check_values(source, mapped, found)
@@ -222,10 +223,4 @@ def _shape(parameters: Sequence[Parameter]) -> tuple[int, ...]:
 
 
 def _there_are(keys: Sequence[str]) -> str:
-    return f"the keys are {few(keys)}"
-
-
-def few(names: Mapping[str, object] | Sequence[str]) -> str:
-    """Lists them, for people, or the first ones."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(list(names)[:5]) or "none") + more
+    return f"the keys are {few(keys, 5)}"

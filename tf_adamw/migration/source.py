@@ -30,6 +30,11 @@ UNTOLD = frozenset(
 _NEGLIGIBLE = 2.0**-25
 
 
+def correction(beta: float, t: int) -> float:
+    """`1 - beta^t`, by which a moment is corrected after `t` updates."""
+    return -math.expm1(t * math.log(beta)) if beta else 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The state of another optimizer, in its own conventions.
@@ -121,7 +126,7 @@ class Source:
     @property
     def _growth(self) -> float:
         beta_2, t = self.settings["beta_2"], self.iterations + 1
-        return math.sqrt(-math.expm1(t * math.log(beta_2))) if beta_2 else 1.0
+        return math.sqrt(correction(beta_2, t))
 
     @property
     def weight_decay(self) -> float | None:

@@ -10,7 +10,6 @@ unpickled but tensors, numbers and what contains them.
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import zipfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_adamw.migration.source import Source
+from tf_adamw.migration.source import Source, correction
 
 _SLOTS = {
     "exp_avg": "momentum",
@@ -235,17 +234,13 @@ def _align(
     for name, step in behind.items():
         for slot, value in slots[name].items():
             beta = settings["beta_1" if slot == "momentum" else "beta_2"]
-            factor = _correction(beta, iterations) / _correction(beta, step)
+            factor = correction(beta, iterations) / correction(beta, step)
             slots[name][slot] = value * np.asarray(factor, value.dtype)
     return tuple(
         f"the step of {name}, {step}: it counts as {iterations}, its moments "
         "are scaled to that, and its next steps differ from PyTorch's"
         for name, step in behind.items()
     )
-
-
-def _correction(beta: float, step: int) -> float:
-    return -math.expm1(step * math.log(beta)) if beta else 1.0
 
 
 def _by_name(
