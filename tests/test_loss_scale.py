@@ -11,7 +11,7 @@ import strategies
 import tf_adamw
 from helpers import both_modes
 from strategies import ReplicaPair
-from tf_adamw import DynamicLossScale
+from tf_adamw import DynamicLossScale, aggregation
 
 pytestmark = pytest.mark.core
 
@@ -275,3 +275,19 @@ def test_float16_loss_too_large_for_the_scale(jit_compile):
     np.testing.assert_allclose(
         optimizer.get_slot(w, "momentum"), 0.19 * 16, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("scale", [2.0**15, 2.0**125])
+@pytest.mark.parametrize("divisor", [8, 12])
+def test_a_mean_left_to_the_program(monkeypatch, scale, divisor):
+    """As on TPU: no product of scale and replicas is ever made."""
+    monkeypatch.setattr(aggregation, "divisor", lambda how: divisor)
+    w = tf.Variable([1.0], name="w")
+    optimizer = tf_adamw.AdamW(
+        0.125,
+        weight_decay=0.0,
+        loss_scale_factor=DynamicLossScale(initial=scale),
+    )
+    optimizer.apply([tf.constant([0.5 * divisor * scale])], [w])
+    momentum = optimizer.get_slot(w, "momentum")
+    np.testing.assert_allclose(momentum, [0.05], rtol=1e-6)

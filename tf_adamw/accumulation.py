@@ -60,11 +60,14 @@ def _overwrite_or_add(
     tf.cond(first, overwrite, add)
 
 
-def window_mean(position: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+def window_mean(
+    position: tf.Tensor, divisor: int, total: tf.Tensor
+) -> tf.Tensor:
     """Returns the mean gradient of a window that ends at `position`.
 
     Args:
       position: integer scalar, from 0.
+      divisor: what the total is to be divided by besides.
       total: the sum of the window's gradients, or the accumulator.
     """
-    return total / tf.cast(position + 1, total.dtype)
+    return total / tf.cast((position + 1) * divisor, total.dtype)

@@ -31,9 +31,42 @@ def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
       momentum: `ema_momentum`, between 0 and 1.
     """
     weights = tf.cast(variable, value.dtype)
+    replicas.assign(value, _moved(value, weights, momentum))
+
+
+def average_and_overwrite(
+    value: tf.Variable, variable: tf.Variable, momentum: float, due: tf.Tensor
+) -> None:
+    """Moves an average, and where `due` makes it the weights, too.
+
+    For programs that XLA compiles.
+
+    Args:
+      value: the average, float32 or float64.
+      variable: the new weights, same shape, any floating dtype.
+      momentum: `ema_momentum`, between 0 and 1.
+      due: bool scalar.
+    """
+    weights = tf.cast(variable, value.dtype)
+    moved = _moved(value, weights, momentum)
+    if variable.dtype == value.dtype:
+        # As a function of the weights that are written. Of those before, it
+        # would take a second pass over memory on TPU.
+        weights = tf.where(due, moved, weights)
+        moved = tf.where(due, weights, _moved(value, weights, momentum))
+        replicas.assign(variable, weights)
+    else:
+        narrow = tf.cast(moved, variable.dtype)
+        replicas.assign(variable, tf.where(due, narrow, variable))
+    replicas.assign(value, moved)
+
+
+def _moved(
+    value: tf.Variable, weights: tf.Tensor, momentum: float
+) -> tf.Tensor:
     kept = scalar(momentum, value.dtype) * value
     moved = kept + scalar(1 - momentum, value.dtype) * weights
-    replicas.assign(value, tf.where(tf.math.is_nan(value), weights, moved))
+    return tf.where(tf.math.is_nan(value), weights, moved)
 
 
 def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
@@ -75,33 +108,21 @@ def swapped(parameters: Sequence[Parameter]) -> Iterator[None]:
             replicas.assign(copy, value)
 
 
-def overwrite_due(iterations: tf.Tensor, frequency: int) -> tf.Tensor:
-    """Whether the update after `iterations` updates overwrites the weights."""
-    # int32: 64-bit remainders are emulated on TPU.
-    updates = tf.cast(iterations, tf.int32) + 1
-    return tf.equal(updates % frequency, 0)
+def overwrite_due(updates: tf.Tensor, frequency: int) -> tf.Tensor:
+    """Whether the update after `updates` updates overwrites the weights."""
+    return tf.equal((updates + 1) % frequency, 0)
 
 
 def overwrite(
-    value: tf.Variable,
-    variable: tf.Variable,
-    due: tf.Tensor,
-    *,
-    compiled: bool,
+    value: tf.Variable, variable: tf.Variable, due: tf.Tensor
 ) -> None:
-    """Makes the average the weights where `due`.
+    """Makes the average the weights if `due`.
 
     Args:
       value: the average, float32 or float64.
       variable: the weights, same shape, any floating dtype.
       due: bool scalar.
-      compiled: whether XLA compiles the operations. It fuses a selection into
-        the update's own pass; without it a conditional saves one.
     """
-    if compiled:
-        weights = tf.cast(value, variable.dtype)
-        replicas.assign(variable, tf.where(due, weights, variable))
-        return
 
     def copy() -> bool:
         replicas.assign(variable, tf.cast(value, variable.dtype))

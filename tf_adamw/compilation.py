@@ -101,6 +101,22 @@ class Programs:
         self._functions.clear()
 
 
+def one_side_of(
+    predicate: tf.Tensor,
+    then: Callable[[], Any],
+    otherwise: Callable[[], Any],
+) -> Any:
+    """A `tf.cond` of which a TPU computes one side only.
+
+    Where both sides are elementwise XLA computes those of a `tf.cond`, selects,
+    and may need more passes over memory than for one of them. What a side is
+    given that was computed outside is a pass over memory, too.
+
+    Not for programs that may be exported: LiteRT has no such operation.
+    """
+    return tf.switch_case(tf.cast(predicate, tf.int32), [otherwise, then])
+
+
 def _function(
     mode: str, step: Callable[..., Any], given: Given
 ) -> Callable[..., Any]:

@@ -39,19 +39,34 @@ class Counters(tf.Module):
         counters = [getattr(self, name) for name in NAMES]
         return [counter for counter in counters if counter is not None]
 
+    def updates(self) -> tf.Tensor:
+        """The number of updates applied as int32: exact below 2**31 - 1.
+
+        A step computes with it: what is done with int64 is emulated on TPU.
+        """
+        return tf.cast(self.iterations, tf.int32)
+
     def position(self) -> tf.Tensor | None:
-        """The position in the window, None without accumulation."""
+        """The position in the window, int32; None without accumulation."""
         if self.window_position is None:
             return None
-        return tf.identity(self.window_position)
+        return tf.cast(self.window_position, tf.int32)
 
     def calls(
         self, accumulation_steps: int | None, position: tf.Tensor | None
     ) -> tf.Tensor:
-        """The number of `apply` calls that counted: what schedules read."""
+        """The number of `apply` calls that counted: what schedules read.
+
+        int64, as Keras gives it to schedules.
+        """
         if accumulation_steps is None:
             return tf.convert_to_tensor(self.iterations)
-        return self.iterations * accumulation_steps + position
+        updates = self.updates()
+        calls = updates * accumulation_steps + position
+        # No product of int64: a schedule stays where int32 ends.
+        last = tf.int32.max // accumulation_steps
+        calls = tf.where(updates < last, calls, tf.int32.max)
+        return tf.cast(calls, tf.int64)
 
     def count_micro_step(self, position: tf.Tensor, last: int) -> None:
         """Moves on in the window, from `position`; from `last` to its start."""
@@ -59,11 +74,15 @@ class Counters(tf.Module):
         # was longer when it was saved may be past its end.
         start = tf.zeros_like(position)
         following = tf.where(position >= last, start, position + 1)
-        replicas.assign(self.window_position, following)
+        replicas.assign(self.window_position, tf.cast(following, tf.int64))
 
-    def restart_good_updates(self) -> None:
-        """Counts the good updates from zero again."""
-        replicas.assign(self.good_updates, tf.zeros([], tf.int64))
+    def good_updates_in_a_row(self) -> tf.Tensor:
+        """The number of good updates, int32."""
+        return tf.cast(self.good_updates, tf.int32)
+
+    def assign_good_updates(self, count: tf.Tensor | int) -> None:
+        """Sets the number of good updates."""
+        replicas.assign(self.good_updates, tf.cast(count, tf.int64))
 
     def count_update(self) -> None:
         """Counts an update that was applied."""

@@ -206,20 +206,34 @@ def adamw_from_flags(
         fields = {f: flag_values[name].value for name, f in _DYNAMIC.items()}
         arguments["loss_scale_factor"] = DynamicLossScale(**fields)
     arguments |= {
-        "learning_rate": _learning_rate(flag_values, decay_steps),
+        "learning_rate": learning_rate_from_flags(flag_values, decay_steps),
         "learning_rate_multipliers": dict(map(multiplier, multipliers)),
         "jit_compile": _JIT_COMPILE[flag_values.jit_compile],
     }
     return AdamW(**arguments)
 
 
-def _learning_rate(values: flags.FlagValues, decay_steps: int | None) -> Any:
-    """A number, or one of Keras's schedules."""
-    rate, warmup = values.learning_rate, values.warmup_steps
-    constant = values.learning_rate_schedule == "constant"
+def learning_rate_from_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+    decay_steps: int | None = None,
+) -> Any:
+    """Makes the learning rate that the flags describe.
+
+    Args:
+      flag_values: as in `adamw_from_flags`.
+      decay_steps: likewise.
+
+    Returns:
+      A number, or one of Keras's schedules.
+
+    Raises:
+      ValueError: as in `adamw_from_flags`.
+    """
+    rate, warmup = flag_values.learning_rate, flag_values.warmup_steps
+    constant = flag_values.learning_rate_schedule == "constant"
     if constant and not warmup:
         return rate
-    total = values.decay_steps or decay_steps
+    total = flag_values.decay_steps or decay_steps
     if not constant and (total is None or total <= warmup):
         raise ValueError(
             f"--decay_steps={total} must be an integer larger than "
@@ -238,7 +252,7 @@ def _learning_rate(values: flags.FlagValues, decay_steps: int | None) -> Any:
         warmup_steps=warmup,
         decay_steps=1 if constant else total - warmup,
         # A cosine that ends where it begins is a constant.
-        alpha=1.0 if constant else values.final_learning_rate_fraction,
+        alpha=1.0 if constant else flag_values.final_learning_rate_fraction,
     )
 
 

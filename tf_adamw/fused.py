@@ -24,7 +24,7 @@ def as_ops_see(
 
     Args:
       values: `beta_1`, `beta_2`, `epsilon` and others.
-      iterations: integer scalar, the number of updates applied before.
+      iterations: int32 scalar, the number of updates applied before.
       dtype: float32 or float64.
     """
     seen = dict(values)

@@ -1,4 +1,4 @@
-"""The part of a step that is compiled: steps 2, 3 and 5 to 10 in order."""
+"""The part of a step that is compiled: steps 2 and 5 to 10 in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_adamw import (
-    accumulation,
+    aggregation,
     averaging,
     clipping,
     finite,
@@ -19,7 +19,7 @@ from tf_adamw import (
     replicas,
     update_rule,
 )
-from tf_adamw.compilation import Given
+from tf_adamw.compilation import Given, one_side_of
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.registry import Parameter
 from tf_adamw.scalars import Scalars, step_scalars
@@ -69,85 +69,58 @@ class ProgramState(OptimizerState):
     def _by_norm(self) -> bool:
         return self.clipnorm is not None or self.global_clipnorm is not None
 
-    def _unscaled(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def _unscaled(
+        self, gradients: Sequence[tf.Tensor], divisor: int = 1
+    ) -> list[tf.Tensor]:
+        if divisor != 1:
+            # A factor, and first: XLA multiplies two divisors, and the product
+            # with a large loss scale is more than float32 holds.
+            gradients = [gradient * (1 / divisor) for gradient in gradients]
         return loss_scale.unscale(gradients, self._scale)
-
-    def _accumulate(
-        self, given: Given, gradients: Sequence[tf.Tensor]
-    ) -> tf.Tensor:
-        """Steps 2 and 3. Returns the position in the window before it."""
-        gradients = self._unscaled(gradients)  # 2
-        position = self.counters.position()
-        everyone = self._registry.parameters
-        of = {
-            parameter.identity: gradient
-            for parameter, gradient in zip(
-                given.parameters, gradients, strict=True
-            )
-        }
-        accumulation.accumulate(  # 3
-            [parameter.slots["accumulator"] for parameter in everyone],
-            [of.get(parameter.identity) for parameter in everyone],
-            position,
-            compiled=given.compiled,
-        )
-        last = self.gradient_accumulation_steps - 1
-        self.counters.count_micro_step(position, last)
-        return position
-
-    def _update_window(
-        self,
-        given: Given,
-        sums: Sequence[tf.Tensor] | None,
-        position: tf.Tensor,
-        live: Mapping[str, tf.Tensor],
-    ) -> Outcome:
-        """Steps 5 to 10 on the mean of a window that is complete.
-
-        Without `sums` the accumulators have them.
-        """
-        if sums is None:
-            sums = [p.slots["accumulator"] for p in given.parameters]
-        mean = _beside_each(
-            given, functools.partial(accumulation.window_mean, position), sums
-        )
-        return self._update(given, mean, live, position)
-
-    def _update_scaled(
-        self,
-        given: Given,
-        gradients: Sequence[tf.Tensor],
-        live: Mapping[str, tf.Tensor],
-    ) -> Outcome:
-        """Steps 2 and 5 to 10."""
-        return self._update(given, self._unscaled(gradients), live)
 
     def _update(
         self,
         given: Given,
         gradients: Sequence[tf.Tensor],
         live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """Steps 2 and 5 to 10 on the reduced gradients."""
+        divisor = aggregation.divisor(self.aggregation)
+        return self._check_and_change(
+            given, lambda: self._unscaled(gradients, divisor), live
+        )
+
+    def _check_and_change(
+        self,
+        given: Given,
+        compute: Callable[[], Sequence[tf.Tensor]],
+        live: Mapping[str, tf.Tensor],
         position: tf.Tensor | None = None,
     ) -> Outcome:
-        """Steps 5 to 10 on the reduced gradients."""
+        """Steps 5 to 10 on the gradients that `compute` returns."""
+        gradients = compute()
         squares = None
         if self._by_norm:
-            squares = _beside_each(given, clipping.squared_norm, gradients)
+            squares = beside_each(given, clipping.squared_norm, gradients)
 
-        def change() -> Outcome:
+        def change(gradients: Sequence[tf.Tensor] = gradients) -> Outcome:
             return self._change(given, gradients, squares, live, position)
 
         if not self.skip_nonfinite and self._dynamic is None:
             return change()
-        verdicts = _beside_each(given, finite.all_finite, gradients)  # 5
-        verdicts += map(finite.all_finite, squares or ())
-        return tf.cond(tf.reduce_all(verdicts), change, self._skip)
+        # Squares of gradients that are not finite are not finite either.
+        checked = gradients if squares is None else squares
+        verdicts = beside_each(given, finite.all_finite, checked)  # 5
+        good = tf.reduce_all(verdicts)
+        if replicas.is_tpu(tf.distribute.get_strategy()):
+            return one_side_of(good, lambda: change(compute()), self._skip)
+        return tf.cond(good, change, self._skip)
 
     def _skip(self) -> Outcome:
         if self._dynamic is not None:
             scale = loss_scale.after_bad_update(self._scale, self._dynamic)
             replicas.assign(self.hyperparameters.loss_scale, scale)
-            self.counters.restart_good_updates()
+            self.counters.assign_good_updates(0)
         return not_applied()
 
     def _change(
@@ -204,11 +177,11 @@ class ProgramState(OptimizerState):
         if self._dynamic is not None:
             scale, good_updates = loss_scale.after_good_update(
                 self._scale,
-                tf.convert_to_tensor(self.counters.good_updates),
+                self.counters.good_updates_in_a_row(),
                 self._dynamic,
             )
             replicas.assign(self.hyperparameters.loss_scale, scale)
-            replicas.assign(self.counters.good_updates, good_updates)
+            self.counters.assign_good_updates(good_updates)
 
     def _constants(
         self,
@@ -223,16 +196,14 @@ class ProgramState(OptimizerState):
             name: self.hyperparameters.value(name, dtype, calls, live)
             for name in HYPERPARAMETERS
         }
-        iterations = tf.identity(self.counters.iterations)
+        updates = self.counters.updates()
         if not compiled:
-            values = fused.as_ops_see(values, iterations, dtype)
+            values = fused.as_ops_see(values, updates, dtype)
         due = None
         if self.use_ema and self.ema_overwrite_frequency is not None:
-            due = averaging.overwrite_due(
-                iterations, self.ema_overwrite_frequency
-            )
+            due = averaging.overwrite_due(updates, self.ema_overwrite_frequency)
         return _Constants(
-            step_scalars(iterations=iterations, dtype=dtype, **values),
+            step_scalars(iterations=updates, dtype=dtype, **values),
             (values["beta_1"], values["beta_2"]),
             due,
         )
@@ -275,13 +246,28 @@ class ProgramState(OptimizerState):
                 new = update_rule.update(*arguments, **treatment)
                 update_rule.assign(variable, slots, new)
             if self.use_ema:
-                average = slots["average"]
-                averaging.average(average, variable, self.ema_momentum)
-                if constants.due is not None:
-                    averaging.overwrite(
-                        average, variable, constants.due, compiled=compiled
-                    )
+                self._average(
+                    slots["average"], variable, constants.due, compiled
+                )
         return True
+
+    def _average(
+        self,
+        average: tf.Variable,
+        variable: tf.Variable,
+        due: tf.Tensor | None,
+        compiled: bool,
+    ) -> None:
+        """Step 9 for one variable."""
+        if due is None:
+            averaging.average(average, variable, self.ema_momentum)
+        elif compiled:
+            averaging.average_and_overwrite(
+                average, variable, self.ema_momentum, due
+            )
+        else:
+            averaging.average(average, variable, self.ema_momentum)
+            averaging.overwrite(average, variable, due)
 
 
 def _takes_part(
@@ -298,7 +284,7 @@ def _takes_part(
         return tf.reduce_any(tf.not_equal(gradient, 0))
 
 
-def _beside_each(
+def beside_each(
     given: Given,
     function: Callable[[tf.Tensor], tf.Tensor],
     tensors: Sequence[tf.Tensor],

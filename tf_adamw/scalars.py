@@ -45,7 +45,7 @@ def step_scalars(
       beta_1: a Python number, kept exact, or a scalar tensor.
       beta_2: likewise.
       epsilon: likewise.
-      iterations: integer scalar, the number of updates applied before.
+      iterations: int32 scalar, the number of updates applied before.
       dtype: float32 or float64.
 
     Returns:
@@ -65,8 +65,7 @@ def step_scalars(
 
 def update_number(iterations: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Returns `t` of the update that follows `iterations` updates."""
-    # int32 first: int64 is emulated on TPU.
-    return tf.cast(tf.cast(iterations, tf.int32) + 1, dtype)
+    return tf.cast(iterations + 1, dtype)
 
 
 def _one_minus(beta: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -8,17 +8,13 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_adamw import aggregation, pairing, replicas, sharding
-from tf_adamw.compilation import FUSED, INLINE, Given, Programs, choose_mode
+from tf_adamw.compilation import FUSED, Given, choose_mode
 from tf_adamw.dtypes import arithmetic_dtype, widest
 from tf_adamw.keys import as_list, raw_variable
 from tf_adamw.patterns import Exclusions
-from tf_adamw.program import (
-    Outcome,
-    ProgramState,
-    multiplier_name,
-    not_applied,
-)
+from tf_adamw.program import Outcome, multiplier_name
 from tf_adamw.registry import Parameter
+from tf_adamw.window import WindowState
 
 
 class ApplyResult(NamedTuple):
@@ -42,11 +38,10 @@ class ApplyResult(NamedTuple):
         return self.applied
 
 
-class Step(ProgramState):
+class Step(WindowState):
     """The state, and `apply`, which does one step on it."""
 
     jit_compile: bool | str
-    _programs: Programs
 
     @tf.autograph.experimental.do_not_convert
     def apply(
@@ -68,7 +63,8 @@ class Step(ProgramState):
         9. Averages the weights.
         10. Counts the update.
 
-        What comes after the aggregation is one program, on each replica. State
+        What comes after the aggregation is one program, on each replica; the
+        division by the loss scale, too, where nothing is accumulated. State
         that does not exist yet is created first.
 
         Under a strategy of several replicas this is called by each of them,
@@ -204,63 +200,11 @@ class Step(ProgramState):
     ) -> Outcome:
         """Steps 2 to 10 without accumulation."""
         given = Given(parameters, frozenset(), mode != FUSED)
-        if not aggregation.needed(self.aggregation):
-            return self._programs.run(
-                mode, self._update_scaled, given, gradients, live
-            )
-        gradients = self._unscaled(gradients)  # 2
-        gradients = aggregation.reduce(gradients, self.aggregation)  # 4
+        if aggregation.needed(self.aggregation):
+            # Before step 2, which the program then does in its own pass over
+            # memory: the sum of scaled gradients is the scaled sum.
+            gradients = aggregation.reduce(gradients, self.aggregation)  # 4
         return self._programs.run(mode, self._update, given, gradients, live)
-
-    def _micro_step(
-        self,
-        mode: str,
-        parameters: Sequence[Parameter],
-        gradients: Sequence[tf.Tensor],
-        live: Mapping[str, tf.Tensor],
-    ) -> Outcome:
-        """Steps 2 and 3, and at the end of the window the others."""
-        compiled = mode != FUSED
-        everyone = self._registry.parameters
-        present = {parameter.identity for parameter in parameters}
-        absent = frozenset(p.identity for p in everyone) - present
-        window = Given(everyone, absent, compiled)
-        reduces = aggregation.needed(self.aggregation)
-        self._programs.trace(
-            mode,
-            self._update_window,
-            window,
-            _specs(everyone) if reduces else None,
-            tf.TensorSpec([], tf.int64),
-            live,
-        )
-        position = self._programs.run(  # 2 and 3
-            mode,
-            self._accumulate,
-            Given(parameters, frozenset(), compiled),
-            gradients,
-        )
-        complete = position >= self.gradient_accumulation_steps - 1
-        reduced = None
-        if reduces and mode != INLINE:
-            # With a device of their own, collectives may pack them.
-            with tf.device(everyone[0].variable.device):
-                sums = list(map(tf.identity, _accumulators(everyone)))
-            reduced = aggregation.reduce_if(  # 4
-                complete, sums, self.aggregation
-            )
-
-        def update() -> Outcome:
-            sums = reduced
-            if reduces and mode == INLINE:
-                sums = aggregation.reduce(  # 4
-                    _accumulators(everyone), self.aggregation
-                )
-            return self._programs.run(  # 5 to 10
-                mode, self._update_window, window, sums, position, live
-            )
-
-        return tf.cond(complete, update, not_applied)
 
     def _devices(self, variables: Iterable[Any]) -> set[str]:
         """The devices of all variables that the step writes."""
@@ -288,11 +232,3 @@ class Step(ProgramState):
     ) -> None:
         super()._treat(parameters, exclusions)
         self._programs.clear()
-
-
-def _accumulators(parameters: Sequence[Parameter]) -> list[tf.Tensor]:
-    return [tf.convert_to_tensor(p.slots["accumulator"]) for p in parameters]
-
-
-def _specs(parameters: Sequence[Parameter]) -> list[tf.TensorSpec]:
-    return [tf.TensorSpec(p.variable.shape, p.dtype) for p in parameters]
