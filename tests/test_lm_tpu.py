@@ -5,10 +5,10 @@ import tensorflow as tf
 
 import helpers
 import lm_small
-from tpu_program import make_strategy, trace
+from tpu_scripts.aot.lowering import hlo, unknown_operations
+from tpu_scripts.aot.tracing import make_strategy, trace
 from tpu_scripts.lm_model import LanguageModel
 from tpu_scripts.lm_training import make_train_loop, train_step
-from tpu_xla import hlo, unknown_operations
 
 
 def traced(replicas, **options):

@@ -3,8 +3,8 @@
 import pytest
 import tensorflow as tf
 
-import tpu_program
-from tpu_program import Program, make_strategy, trace
+from tpu_scripts.aot import tracing
+from tpu_scripts.aot.tracing import Program, make_strategy, trace
 
 pytestmark = pytest.mark.core
 
@@ -49,8 +49,8 @@ def test_variables_live_on_every_core(replicas, kind):
     devices = strategy.extended.worker_devices
     assert {*devices} == {
         f"/job:worker/replica:0/task:{task}/device:TPU:{core}"
-        for task in range(replicas // tpu_program.CORES_PER_HOST)
-        for core in range(tpu_program.CORES_PER_HOST)
+        for task in range(replicas // tracing.CORES_PER_HOST)
+        for core in range(tracing.CORES_PER_HOST)
     }
     (handles,) = program.state().values()
     assert [handle.device for handle in handles] == [*devices]

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 import tf_adamw
 from helpers import JIT_MODES, SHAPES
-from tpu_program import make_strategy, trace
+from tpu_scripts.aot.lowering import hlo, unknown_operations
+from tpu_scripts.aot.tracing import make_strategy, trace
 from tpu_steps import OPTIONS, build, traced
-from tpu_xla import hlo, unknown_operations
 
 pytestmark = pytest.mark.core
 

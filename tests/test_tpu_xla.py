@@ -5,8 +5,8 @@ import re
 import pytest
 import tensorflow as tf
 
-from tpu_program import make_strategy, trace
-from tpu_xla import hlo, unknown_operations
+from tpu_scripts.aot.lowering import hlo, unknown_operations
+from tpu_scripts.aot.tracing import make_strategy, trace
 
 SHAPE = (3, 5)
 X = tf.TensorSpec(SHAPE, name="x")

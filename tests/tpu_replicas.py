@@ -9,14 +9,14 @@ import itertools
 
 import tensorflow as tf
 
-import tpu_graph
+from tpu_scripts.aot import graph as tpu_graph
 
 # Far from the keys of other strategies' collectives in the same process.
 _group_keys = itertools.count(10**6)
 
 
 class Replicas:
-    """The replicas of a `tpu_program.Program`, and their state.
+    """The replicas of a `tracing.Program`, and their state.
 
     Attributes:
       state: for each replica its variables, by name.

@@ -7,7 +7,7 @@ import tensorflow as tf
 import helpers
 import tf_adamw
 from helpers import SHAPES
-from tpu_program import Program, make_strategy, trace
+from tpu_scripts.aot.tracing import Program, make_strategy, trace
 
 _DYNAMIC = tf_adamw.DynamicLossScale(growth_interval=3)
 OPTIONS = {

@@ -23,6 +23,17 @@ _FIXED = (
     "seed",
 )
 
+# Where the optimizer's own defaults are not those of this training.
+OPTIMIZER_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "learning_rate_schedule": "cosine",
+    "warmup_steps": 100,
+    "weight_decay": 0.1,
+    "beta_2": 0.98,
+    "global_clipnorm": 1.0,
+    "exclude_from_weight_decay": ["norm"],
+}
+
 
 def define_flags() -> list[str]:
     """Defines all flags.
@@ -30,23 +41,11 @@ def define_flags() -> list[str]:
     Returns:
       The names of those that make up the configuration of a run.
     """
-    _define_model_flags()
+    define_model_flags()
+    _define_data_flags()
     _define_run_flags()
     _define_strategy_flags()
-    optimizer = adamw_flags.define_adamw_flags(
-        learning_rate=3e-3,
-        learning_rate_schedule="cosine",
-        warmup_steps=100,
-        weight_decay=0.1,
-        beta_2=0.98,
-        global_clipnorm=1.0,
-        exclude_from_weight_decay=["norm"],
-    )
-    flags.register_multi_flags_validator(
-        ["width", "heads"],
-        lambda values: values["width"] % values["heads"] == 0,
-        "--width must be a multiple of --heads",
-    )
+    optimizer = adamw_flags.define_adamw_flags(**OPTIMIZER_DEFAULTS)
     flags.register_multi_flags_validator(
         ["precision", "loss_scale_factor"],
         lambda values: (
@@ -69,7 +68,8 @@ def define_flags() -> list[str]:
     return [*_FIXED, *optimizer]
 
 
-def _define_model_flags() -> None:
+def define_model_flags() -> None:
+    """Defines the flags of the model, its batches and its seed."""
     flags.DEFINE_integer("layers", 4, "Transformer blocks.", lower_bound=1)
     flags.DEFINE_integer("width", 128, "Hidden size.", lower_bound=1)
     flags.DEFINE_integer("heads", 4, "Attention heads.", lower_bound=1)
@@ -92,6 +92,14 @@ def _define_model_flags() -> None:
         lower_bound=0,
         upper_bound=2**31 - 1,
     )
+    flags.register_multi_flags_validator(
+        ["width", "heads"],
+        lambda values: values["width"] % values["heads"] == 0,
+        "--width must be a multiple of --heads",
+    )
+
+
+def _define_data_flags() -> None:
     flags.DEFINE_list(
         "data",
         None,

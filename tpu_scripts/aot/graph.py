@@ -4,21 +4,20 @@ import itertools
 
 import tensorflow as tf
 
-# There is no public way to define a function by its FunctionDef.
-from tensorflow.python.eager import context
-
-from tpu_program import source
+from tpu_scripts.aot import private
+from tpu_scripts.aot.tracing import source
 
 
 def standalone(program, suffix, change):
-    """Takes a `tpu_program.Program` out of the graph that it was traced in.
+    """Takes a `tracing.Program` out of the graph that it was traced in.
 
     Args:
       program: the program.
       suffix: for the names of the functions that it calls: under their own
         names TensorFlow knows them already, unchanged.
       change: a function that is called with each NodeDef, without what was
-        only for TPUs, and changes it.
+        only for TPUs, and changes it. It finds the shapes of the outputs in
+        the attribute `_output_shapes`.
 
     Returns:
       A GraphDef whose inputs, the operations of `program.inputs()`, are
@@ -35,21 +34,18 @@ def standalone(program, suffix, change):
     for node in itertools.chain(graph.node, *bodies):
         _strip(node, suffix)
         change(node)
+        node.attr.pop("_output_shapes", None)
     for body in graph.library.function:
         body.signature.name += suffix
-        context.context().add_function_def(body)
-    results = [
-        f"{name}:0"
-        for name, operation in program.inside.items()
-        if "_tpu_output_identity" in operation.node.attr
-    ]
+        private.define_function(body)
+    results = [f"{name}:0" for name in program.results()]
     return graph, results
 
 
 def _strip(node, suffix):
     node.device = ""
     for name, value in [*node.attr.items()]:
-        if name.startswith(("_tpu", "_xla", "_class", "_output_shapes")):
+        if name.startswith(("_tpu", "_xla", "_class")):
             del node.attr[name]
             continue
         for function in (value.func, *value.list.func):
@@ -69,5 +65,6 @@ def call(graph, results, inputs):
       The results.
     """
     outputs = tf.graph_util.import_graph_def(graph, inputs, results, "")
-    with tf.control_dependencies(outputs[0].graph.get_operations()):
+    every = tf.compat.v1.get_default_graph().get_operations()
+    with tf.control_dependencies(every):
         return [tf.identity(output) for output in outputs]

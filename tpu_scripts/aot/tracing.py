@@ -10,11 +10,12 @@ Nothing here runs it, or compiles it for a TPU.
             w = tf.Variable(tf.ones([3]))
         program = trace(strategy, step, tf.TensorSpec([3]))
     program.all_reduces(), program.host_operations()
-    tpu_xla.unknown_operations(program), tpu_xla.hlo(program)
+    lowering.unknown_operations(program), lowering.hlo(program)
 """
 
 import collections
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -28,17 +29,17 @@ _Device = collections.namedtuple("_Device", "name device_type")
 class _Resolver(tf.distribute.cluster_resolver.TPUClusterResolver):
     """Describes hosts and TPU cores that do not exist."""
 
-    def __init__(self, hosts):
+    def __init__(self, hosts, cores):
         super().__init__("local")
-        self._hosts = hosts
+        self._hosts, self._cores = hosts, cores
 
     def get_tpu_system_metadata(self):
-        kinds = ["CPU:0", *(f"TPU:{core}" for core in range(CORES_PER_HOST))]
+        kinds = ["CPU:0", *(f"TPU:{core}" for core in range(self._cores))]
         host = "/job:worker/replica:0/task"
         return tf.tpu.experimental.TPUSystemMetadata(
-            num_cores=self._hosts * CORES_PER_HOST,
+            num_cores=self._hosts * self._cores,
             num_hosts=self._hosts,
-            num_of_cores_per_host=CORES_PER_HOST,
+            num_of_cores_per_host=self._cores,
             topology=None,
             devices=[
                 _Device(f"{host}:{task}/device:{kind}", kind[:3])
@@ -48,21 +49,21 @@ class _Resolver(tf.distribute.cluster_resolver.TPUClusterResolver):
         )
 
 
-def make_strategy(replicas):
+def make_strategy(replicas: int) -> tf.distribute.TPUStrategy:
     """A TPUStrategy of that many replicas; to be used within a `tf.Graph`."""
-    hosts = replicas // CORES_PER_HOST
+    cores = math.gcd(replicas, CORES_PER_HOST)
+    hosts = replicas // cores
     coordinates = [
-        [[core, host, 0, 0] for core in range(CORES_PER_HOST)]
-        for host in range(hosts)
+        [[core, host, 0, 0] for core in range(cores)] for host in range(hosts)
     ]
     topology = tf.tpu.experimental.Topology(
-        mesh_shape=[CORES_PER_HOST, hosts, 1, 1],
+        mesh_shape=[cores, hosts, 1, 1],
         device_coordinates=np.array(coordinates, np.int32),
     )
     assignment = tf.tpu.experimental.DeviceAssignment.build(
         topology, num_replicas=replicas
     )
-    return tf.distribute.TPUStrategy(_Resolver(hosts), assignment)
+    return tf.distribute.TPUStrategy(_Resolver(hosts, cores), assignment)
 
 
 def trace(strategy, step, *specs):
@@ -201,6 +202,14 @@ class Program:
         """The outside operations that the program reads, by name."""
         read = {name for o in self.inside.values() for name in o.sources}
         return {n: o for n, o in self.outside.items() if n in read}
+
+    def results(self):
+        """The names of the operations that are its results, in order."""
+        return [
+            name
+            for name, operation in self.inside.items()
+            if "_tpu_output_identity" in operation.node.attr
+        ]
 
     def state(self):
         """The program's variables.

@@ -1,0 +1,298 @@
+"""Steps compiled for TPUs, and the bars that each of them has to hold."""
+
+import dataclasses
+import functools
+
+import tensorflow as tf
+
+import helpers
+import tf_adamw
+from tpu_scripts.aot import compiler, report, shapes, steps
+from tpu_scripts.aot.floor import size
+from tpu_scripts.aot.hlo import Module
+
+LARGE = (4096, 8192)  # 33.5 M elements, 128 MiB of float32
+SHAPES = {
+    "single": {"kernel": LARGE},
+    "large": {"kernel": LARGE, "bias": (8192,), "scale": ()},
+    # 128 MiB of bfloat16: less, and the chip's own memory would hold it.
+    "larger": {"kernel": (8192, 8192), "bias": (8192,)},
+    "gpt2-small": shapes.gpt2_small(),
+}
+_CONSTANT = {"format_version", "learning_rate", "weight_decay"}
+_SCALAR_FUSIONS = 5  # schedules, and sums of norms and verdicts
+# What arithmetic with 64 bits becomes in halves of 32, but for a counter's +1.
+_EMULATION = {
+    "count-leading-zeros",
+    "divide",
+    "multiply",
+    "or",
+    "remainder",
+    "shift-left",
+    "shift-right-logical",
+    "subtract",
+}
+
+
+class Decay(helpers.LinearDecay):
+    """Makes a float of the step by way of int32, which TPUs have."""
+
+    def __call__(self, step):
+        return super().__call__(tf.cast(step, tf.int32))
+
+
+def _with_tpu_schedules(options):
+    return {
+        name: Decay(value.start, value.slope)
+        if isinstance(value, helpers.LinearDecay)
+        else value
+        for name, value in options.items()
+    }
+
+
+ALONE = {
+    **{k: _with_tpu_schedules(v) for k, v in helpers.OPTIONS.items()},
+    "mean": {"aggregation": "mean"},
+    "none": {"aggregation": "none"},
+}
+_TOGETHER = (
+    "skip_nonfinite+clipnorm",
+    "skip_nonfinite+global_clipnorm",
+    "skip_nonfinite+ema",
+    "dynamic_loss_scale+global_clipnorm",
+)
+OPTIONS = (
+    *ALONE,
+    *_TOGETHER,
+    *(
+        f"accumulation+{name}"
+        for name in (*ALONE, *_TOGETHER)
+        if name not in ("plain", "accumulation", "everything")
+    ),
+)
+
+
+def options_of(names):
+    """The arguments for "a+b"."""
+    return {k: v for name in names.split("+") for k, v in ALONE[name].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A step to compile: "a+b" of options, variables of SHAPES."""
+
+    option: str
+    topology: str
+    shapes: str = "large"
+    dtype: tf.DType = tf.float32
+
+    def __str__(self):
+        return f"{self.option}-{self.topology}-{self.shapes}-{self.dtype.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step, and what the optimizer says of it.
+
+    Attributes:
+      options: the optimizer's arguments.
+      dtype: of the variables and gradients.
+      figures: those of `report.figures`.
+      module: the optimized HLO.
+      largest: the bytes of the largest variable.
+      number: how many variables are of that size.
+      state: the bytes of weights and slots.
+      large_buffers: how many weights and slots are at least of that size.
+      written: the number of buffers of state that a step writes.
+      counters: the number of int64 ones among them.
+    """
+
+    options: dict[str, object]
+    dtype: tf.DType
+    figures: dict[str, object]
+    module: Module
+    largest: int
+    number: int
+    state: int
+    large_buffers: int
+    written: int
+    counters: int
+
+    @property
+    def accumulates(self):
+        return bool(self.options.get("gradient_accumulation_steps"))
+
+    @property
+    def skips(self):
+        scale = self.options.get("loss_scale_factor")
+        dynamic = isinstance(scale, tf_adamw.DynamicLossScale)
+        return dynamic or bool(self.options.get("skip_nonfinite"))
+
+    @property
+    def looks_first(self):
+        """Whether all gradients are read before the first is used."""
+        clips = {"clipnorm", "global_clipnorm"} & {*self.options}
+        return bool(clips) or self.skips
+
+
+@functools.cache
+def compiled(case):
+    """The compiled step of a `Case`."""
+    options = options_of(case.option)
+    return compile_step(
+        case.topology, SHAPES[case.shapes], case.dtype, **options
+    )
+
+
+def compile_step(topology, shapes, dtype=tf.float32, **options):
+    """Compiles the step of an optimizer with these options."""
+    made = []
+
+    def make_optimizer():
+        made.append(tf_adamw.AdamW(**options))
+        return made[0]
+
+    replicas = compiler.count_replicas(topology)
+    step = steps.optimizer_step(make_optimizer, shapes, replicas, dtype)
+    executable = compiler.compile_program(step.program, topology)
+    written = [
+        variable
+        for variable in made[0].variables
+        if variable.name.split(":")[0] not in _CONSTANT
+    ]
+    weights = [tf.TensorSpec(shape, dtype) for shape in shapes.values()]
+    sizes = [size([weight]) for weight in weights]
+    slots = [variable for variable in written if variable.shape.rank]
+    buffers = [*sizes, *(size([slot]) for slot in slots)]
+    return Compiled(
+        options=options,
+        dtype=dtype,
+        figures=report.figures(step, executable),
+        module=executable.module,
+        largest=max(sizes),
+        number=sizes.count(max(sizes)),
+        state=sum(buffers),
+        large_buffers=sum(buffer >= max(sizes) for buffer in buffers),
+        written=len(weights) + len(written),
+        counters=sum(v.dtype == tf.int64 for v in written),
+    )
+
+
+def literal_floor(found, one_pass=True):
+    """Bytes per parameter of the cheapest and of the costliest micro-step.
+
+    As numbers, for float32: apart from tpu_scripts/aot/floor.py.
+
+    Args:
+      found: the step.
+      one_pass: whether a window's last micro-step accumulates in the update's
+        pass where nothing is reduced in between. The optimizer does not.
+    """
+    update = 28
+    update += 8 * bool(found.options.get("amsgrad"))
+    update += 8 * bool(found.options.get("use_ema"))
+    update += 4 * found.looks_first
+    alone = found.options.get("aggregation") == "none"
+    if found.accumulates and alone and one_pass:
+        # The accumulator is read beside each gradient, and no sum written.
+        return 12, update + 4 * (1 + found.looks_first)
+    if found.accumulates:
+        return 12, 12 + update
+    return 4 if found.skips else update, update
+
+
+def check_bytes(found):
+    figures = found.figures
+    floor = figures["floor_bytes"]
+    if found.accumulates and not figures["collectives"]:
+        # Step 3 is a pass of its own also where no all-reduce needs its sum.
+        accumulator = 4 * figures["parameters"]
+        passes = 1 + found.looks_first
+        floor = figures["floor_bytes_least"] + passes * accumulator
+        floor += 2 * (found.state - accumulator)
+    assert figures["hbm_bytes"] <= 1.01 * floor
+    assert figures["hbm_bytes_least"] <= 1.01 * figures["floor_bytes_least"]
+
+
+def check_memory(found):
+    """No temporary is as large as a variable; results of all-reduces may be.
+
+    All of them where each has to be there before the first is used.
+    """
+    results = [
+        sum(array.size for array in instruction.arrays)
+        for _, instruction in found.module.running()
+        if instruction.collective
+    ]
+    needed = sum(results) if found.looks_first else max(results, default=0)
+    temporaries = found.figures["memory"]["temporaries"]
+    assert temporaries - needed < found.largest / 2
+
+
+def check_in_place(found):
+    assert found.figures["state_buffers_written"] == found.written
+    assert found.figures["state_buffers_in_place"] == found.written
+    assert len({*found.module.aliases.values()}) == found.written
+    assert found.figures["memory"]["aliased"] >= found.state
+
+
+def check_kernels(found):
+    """One kernel updates a large variable, and few others touch it.
+
+    XLA may make one kernel of those of several variables.
+    """
+    touching = found.module.touching(found.largest)
+    assert {kernel.opcode for kernel in touching} == {"fusion"}
+    written = [
+        [size for size in kernel.written() if size >= found.largest]
+        for kernel in touching
+    ]
+    writing = sum(1 for sizes in written if sizes)
+    assert writing <= found.number * (1 + found.accumulates)
+    assert len(touching) - writing <= found.number * found.looks_first
+    # The accumulator is one of them.
+    assert sum(map(len, written)) == found.large_buffers
+    passes = 1 + found.accumulates + found.looks_first
+    fusions = found.module.kernels()["fusions"]
+    assert fusions <= passes * found.figures["variables"] + _SCALAR_FUSIONS
+    # Of a loop one round alone would be counted.
+    assert not [i for _, i in found.module.running() if i.opcode == "while"]
+
+
+def check_counters(found):
+    """Of 64-bit arithmetic there is but each counter's own +1, in halves."""
+    running = [i for _, i in found.module.running() if i.moves]
+    scalars = [i for i in running if i.kind == "scalar operations"]
+    halves = [i for i in scalars if i.arrays[0].dtype == "u32"]
+    assert not [i for i in halves if i.opcode in _EMULATION]
+    added = [i for i in halves if i.opcode == "add"]
+    assert len(added) <= 2 * found.counters
+    combined = [i for i in running if i.target == "X64Combine"]
+    assert len(combined) <= found.counters
+    # A modulo of 64 bits alone would be more than a thousand.
+    arithmetic = [i for i in scalars if i.opcode != "copy"]
+    assert len(arithmetic) <= 100 + 4 * found.figures["variables"]
+
+
+def check_collectives(found):
+    """The gradients are reduced once, where the step updates."""
+    collectives = found.figures["collectives"]
+    moved = {kind: found["bytes"] for kind, found in collectives.items()}
+    if found.options.get("aggregation") == "none":
+        assert moved == {}
+        return
+    # Low precision is summed to float32 by the all-reduce itself.
+    width = 4 if found.accumulates else found.dtype.size
+    assert moved == {"all-reduce": width * found.figures["parameters"]}
+    if found.accumulates:
+        assert found.module.collective_traffic().least == 0
+
+
+BARS = {
+    "bytes": check_bytes,
+    "memory": check_memory,
+    "in_place": check_in_place,
+    "kernels": check_kernels,
+    "counters": check_counters,
+    "collectives": check_collectives,
+}

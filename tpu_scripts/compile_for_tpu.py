@@ -1,0 +1,227 @@
+r"""Compiles a training step for a TPU, on a machine that has none.
+
+The bare optimizer step on the shapes of a model, for eight replicas:
+
+    python -m tpu_scripts.compile_for_tpu --topology=v5e:2x4 \
+      --shapes=gpt2-small --use_ema --global_clipnorm=1
+
+Keras's AdamW for comparison:
+
+    python -m tpu_scripts.compile_for_tpu --optimizer=keras --use_ema
+
+The whole step of train_lm, forward and backward, with train_lm's flags and
+their defaults, for a pod slice of 256 replicas:
+
+    python -m tpu_scripts.compile_for_tpu --topology=v5e:16x16 \
+      --step=train_lm --layers=12 --width=768 --heads=12
+
+It prints a table and writes the same figures as JSON. The exit code is 1, with
+the compiler's message, when the compiler refuses the program.
+"""
+
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+# Before TensorFlow is loaded: its own notes would bury the table.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+
+from tf_adamw import AdamW
+from tf_adamw import flags as adamw_flags
+from tpu_scripts import lm_flags, lm_model
+from tpu_scripts.aot import compiler, report, shapes, steps
+
+FLAGS = flags.FLAGS
+STEPS = ("optimizer", "train_lm")
+OPTIMIZERS = ("adamw", "keras")
+_EXAMPLES_PER_REPLICA = 8
+_DECAY_STEPS = 10_000  # a schedule's length is a constant like any other
+
+_KERAS_HAS = (
+    "weight_decay",
+    "beta_1",
+    "beta_2",
+    "epsilon",
+    "amsgrad",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+)
+_KERAS_HAS_NOT = (
+    "exclude_from_weight_decay",
+    "learning_rate_multipliers",
+    "aggregation",
+    "skip_nonfinite",
+    "jit_compile",
+)
+
+
+def define_flags() -> None:
+    """Defines all flags."""
+    flags.DEFINE_string(
+        "topology",
+        "v5e:2x4",
+        "The slice: v5e:2x4, v6e:16x16, v4:2x2x1, whatever libtpu knows.",
+    )
+    flags.DEFINE_enum(
+        "step", "optimizer", STEPS, "The optimizer alone, or the training."
+    )
+    flags.DEFINE_enum(
+        "optimizer", "adamw", OPTIMIZERS, "Whose AdamW: tf_adamw's or Keras's."
+    )
+    flags.DEFINE_string(
+        "shapes",
+        "gpt2-small",
+        f"Variables of --step=optimizer: {', '.join(shapes.NAMED)}, or a JSON "
+        'file like {"kernel": [768, 3072]}. --precision is their dtype.',
+    )
+    flags.DEFINE_string(
+        "json", "compile_for_tpu.json", "Where to write the figures."
+    )
+    flags.DEFINE_string(
+        "hlo_dir", None, "Where to write the optimized HLO. Default: nowhere."
+    )
+    lm_flags.define_model_flags()
+    FLAGS[
+        "precision"
+    ].help = (
+        "Dtype of the activations, or of the variables of --step=optimizer."
+    )
+    adamw_flags.define_adamw_flags()
+
+
+def main(argv: list[str]) -> None:
+    """Traces, compiles, prints and writes."""
+    if len(argv) > 1:
+        fail(f"{argv[1]!r} is not a flag")
+    try:
+        _check_outputs()
+        replicas = compiler.count_replicas(FLAGS.topology)
+        step = make_step(replicas)
+        executable = compiler.compile_program(step.program, FLAGS.topology)
+    except (ImportError, ValueError) as error:
+        fail(str(error))
+    except compiler.CompilerError as error:
+        print(f"compile_for_tpu: {error}", file=sys.stderr)
+        sys.exit(1)
+    found = {
+        "arguments": sys.argv[1:],
+        "versions": compiler.versions(),
+        "step": _describe_step(),
+        "topology": FLAGS.topology,
+        "replicas": replicas,
+    }
+    found |= report.figures(step, executable)
+    print(report.table(found))
+    with open(FLAGS.json, "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=2)
+    print(f"figures: {FLAGS.json}")
+    if FLAGS.hlo_dir:
+        path = os.path.join(FLAGS.hlo_dir, "optimized.hlo")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(executable.module.text)
+        print(f"HLO: {path}")
+
+
+def _describe_step() -> str:
+    if FLAGS.step == "train_lm":
+        return "train_lm"
+    whose = {"adamw": "tf_adamw.AdamW", "keras": "keras.optimizers.AdamW"}
+    return f"{whose[FLAGS.optimizer]} on {FLAGS.shapes}, {FLAGS.precision}"
+
+
+def _check_outputs() -> None:
+    """Before the minutes that a compilation may take.
+
+    Raises:
+      ValueError: a directory cannot be made or written to.
+    """
+    folders = {"json": os.path.dirname(FLAGS.json) or os.curdir}
+    if FLAGS.hlo_dir:
+        folders["hlo_dir"] = FLAGS.hlo_dir
+    for name, folder in folders.items():
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--{name}: {error}") from error
+        if not os.access(folder, os.W_OK) or os.path.isdir(FLAGS.json):
+            raise ValueError(f"--{name}={FLAGS[name].value} cannot be written")
+
+
+def make_step(replicas: int) -> steps.Step:
+    """Traces the step that the flags describe.
+
+    Raises:
+      ValueError: they do not fit together.
+    """
+    if FLAGS.step == "train_lm":
+        return _lm_step(replicas)
+    dtype = lm_model.COMPUTE_DTYPES[FLAGS.precision]
+    found = shapes.read(FLAGS.shapes)
+    if FLAGS.optimizer == "keras":
+        return steps.keras_step(_keras_options(), found, replicas, dtype)
+    return steps.optimizer_step(make_optimizer, found, replicas, dtype)
+
+
+def _lm_step(replicas: int) -> steps.Step:
+    if FLAGS.optimizer == "keras":
+        raise ValueError("--step=train_lm trains with --optimizer=adamw alone")
+    if FLAGS["shapes"].present:
+        raise ValueError("--step=train_lm has its model's flags, not --shapes")
+    for name, value in lm_flags.OPTIMIZER_DEFAULTS.items():
+        FLAGS.set_default(name, value)
+    FLAGS.set_default("batch_size", _EXAMPLES_PER_REPLICA * replicas)
+    if FLAGS.batch_size % replicas:
+        raise ValueError(
+            f"--batch_size={FLAGS.batch_size} is not a multiple of the number "
+            f"of replicas, {replicas}"
+        )
+    return steps.lm_step(
+        make_optimizer, lm_flags.model_config(), FLAGS.batch_size, replicas
+    )
+
+
+def make_optimizer() -> AdamW:
+    """The optimizer of the flags."""
+    return adamw_flags.adamw_from_flags(decay_steps=_DECAY_STEPS)
+
+
+def _keras_options() -> dict[str, Any]:
+    """The flags as arguments of Keras's AdamW."""
+    for name in _KERAS_HAS_NOT:
+        if FLAGS[name].value != FLAGS[name].default:
+            raise ValueError(f"--{name}: Keras's AdamW has no such argument")
+    if FLAGS.loss_scale_factor == "dynamic":
+        raise ValueError("--loss_scale_factor=dynamic: Keras's AdamW has none")
+    options = {name: FLAGS[name].value for name in _KERAS_HAS}
+    options["learning_rate"] = adamw_flags.learning_rate_from_flags(
+        decay_steps=_DECAY_STEPS
+    )
+    return options
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit code 2."""
+    print(f"compile_for_tpu: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the command line; one line and exit code 2 if it is wrong."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=parse)
