@@ -2,13 +2,14 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def pytest_test(name, data = [], deps = []):
+def pytest_test(name, data = [], deps = [], tags = []):
     """Runs `<name>.py` alone, with what every test file needs.
 
     Args:
       name: the file's name without ".py".
       data: files that the test reads.
       deps: libraries and binaries other than the optimizer.
+      tags: "manual" for what needs a package that Bazel's tests do without.
     """
     py_test(
         name = name,
@@ -23,6 +24,7 @@ def pytest_test(name, data = [], deps = []):
         # An __init__.py made by Bazel would turn tests/ into a package.
         legacy_create_init = 0,
         main = "run_pytest.py",
+        tags = tags,
         deps = [
             ":testing",
             "//tf_adamw",
