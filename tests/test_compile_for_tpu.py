@@ -251,7 +251,7 @@ def test_keras_hands_counters_to_all_replicas():
     assert size < 1024
 
 
-@pytest.mark.tpu
+@on_tpu
 def test_the_page_compiles_a_step_of_its_own(capsys):
     page = pathlib.Path(__file__).parent.parent / "docs" / "tpu_compiler.md"
     (code,) = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)

@@ -13,7 +13,7 @@ from helpers import JIT_MODES
 from tpu_canonical import canonical
 from tpu_scripts.aot import functional, lowering
 from tpu_scripts.aot.tracing import make_strategy, trace
-from tpu_steps import OPTIONS, traced
+from tpu_steps import OPTIONS, called, conditional, traced
 
 pytestmark = pytest.mark.core
 
@@ -82,18 +82,6 @@ def looped(optimizer, variables, gradients):
 
     start = (0, tf.zeros_like(variables[0]))
     return tf.while_loop(lambda i, _: i < 3, body, start)
-
-
-def conditional(optimizer, variables, gradients):
-    return tf.cond(
-        gradients[-1] > 0.0,
-        lambda: optimizer.apply(gradients, variables).applied,
-        lambda: False,
-    )
-
-
-def called(optimizer, variables, gradients):
-    return tf.function(optimizer.apply)(gradients, variables)
 
 
 @pytest.mark.parametrize("option", ["plain", "all_dynamic"])

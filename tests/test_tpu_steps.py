@@ -12,7 +12,7 @@ import tf_adamw
 from helpers import JIT_MODES, SHAPES
 from tpu_scripts.aot.lowering import hlo, unknown_operations
 from tpu_scripts.aot.tracing import make_strategy, trace
-from tpu_steps import OPTIONS, build, traced
+from tpu_steps import OPTIONS, build, called, conditional, traced
 
 pytestmark = pytest.mark.core
 
@@ -95,18 +95,6 @@ def looped(optimizer, variables, gradients):
         return i + 1
 
     return tf.while_loop(lambda i: i < 3, body, (0,))
-
-
-def conditional(optimizer, variables, gradients):
-    return tf.cond(
-        gradients[-1] > 0.0,
-        lambda: optimizer.apply(gradients, variables).applied,
-        lambda: False,
-    )
-
-
-def called(optimizer, variables, gradients):
-    return tf.function(optimizer.apply)(gradients, variables)
 
 
 def minimized(optimizer, variables, gradients):

@@ -49,9 +49,7 @@ class Replicas:
         self._variables = {
             name: handles[0].name for name, handles in program.state().items()
         }
-        self._arguments = [
-            name for name in program.inputs() if name not in self._variables
-        ]
+        self._arguments = [*program.arguments()]
         self._function = tf.function(self._run, autograph=False)
 
     def run(self, arguments):

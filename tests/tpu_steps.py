@@ -36,6 +36,18 @@ def apply(optimizer, variables, gradients):
     return optimizer.apply(gradients, variables)
 
 
+def conditional(optimizer, variables, gradients):
+    return tf.cond(
+        gradients[-1] > 0.0,
+        lambda: optimizer.apply(gradients, variables).applied,
+        lambda: False,
+    )
+
+
+def called(optimizer, variables, gradients):
+    return tf.function(optimizer.apply)(gradients, variables)
+
+
 def build(strategy, optimizer, variables):
     """Outside of the strategy's scope."""
     optimizer.build(variables)

@@ -19,6 +19,7 @@ It prints a table and writes the same figures as JSON. The exit code is 1, with
 the compiler's message, when the compiler refuses the program.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -39,29 +40,6 @@ STEPS = ("optimizer", "train_lm")
 OPTIMIZERS = ("adamw", "keras")
 _EXAMPLES_PER_REPLICA = 8
 _DECAY_STEPS = 10_000  # a schedule's length is a constant like any other
-
-_KERAS_HAS = (
-    "weight_decay",
-    "beta_1",
-    "beta_2",
-    "epsilon",
-    "amsgrad",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
-    "use_ema",
-    "ema_momentum",
-    "ema_overwrite_frequency",
-    "loss_scale_factor",
-    "gradient_accumulation_steps",
-)
-_KERAS_HAS_NOT = (
-    "exclude_from_weight_decay",
-    "learning_rate_multipliers",
-    "aggregation",
-    "skip_nonfinite",
-    "jit_compile",
-)
 
 
 def define_flags() -> None:
@@ -179,11 +157,6 @@ def _lm_step(replicas: int) -> steps.Step:
     for name, value in lm_flags.OPTIMIZER_DEFAULTS.items():
         FLAGS.set_default(name, value)
     FLAGS.set_default("batch_size", _EXAMPLES_PER_REPLICA * replicas)
-    if FLAGS.batch_size % replicas:
-        raise ValueError(
-            f"--batch_size={FLAGS.batch_size} is not a multiple of the number "
-            f"of replicas, {replicas}"
-        )
     return steps.lm_step(
         make_optimizer, lm_flags.model_config(), FLAGS.batch_size, replicas
     )
@@ -195,13 +168,20 @@ def make_optimizer() -> AdamW:
 
 
 def _keras_options() -> dict[str, Any]:
-    """The flags as arguments of Keras's AdamW."""
-    for name in _KERAS_HAS_NOT:
-        if FLAGS[name].value != FLAGS[name].default:
+    """The flags as arguments of Keras's AdamW.
+
+    It has those of tf_adamw's that are not keyword-only.
+    """
+    options = {}
+    for name, parameter in inspect.signature(AdamW).parameters.items():
+        if name in ("name", "learning_rate"):
+            continue
+        if parameter.kind != parameter.KEYWORD_ONLY:
+            options[name] = FLAGS[name].value
+        elif FLAGS[name].value != FLAGS[name].default:
             raise ValueError(f"--{name}: Keras's AdamW has no such argument")
     if FLAGS.loss_scale_factor == "dynamic":
         raise ValueError("--loss_scale_factor=dynamic: Keras's AdamW has none")
-    options = {name: FLAGS[name].value for name in _KERAS_HAS}
     options["learning_rate"] = adamw_flags.learning_rate_from_flags(
         decay_steps=_DECAY_STEPS
     )
@@ -210,8 +190,7 @@ def _keras_options() -> dict[str, Any]:
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
-    print(f"compile_for_tpu: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    lm_flags.fail(message, "compile_for_tpu")
 
 
 def parse(argv: list[str]) -> list[str]:

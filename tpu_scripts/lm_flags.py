@@ -210,10 +210,10 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
+def fail(message: str, program: str = "train_lm") -> NoReturn:
+    """Ends a program with one line on stderr and exit code 2."""
     line = " ".join(message.split())
-    print(f"train_lm: {line}", file=sys.stderr)
+    print(f"{program}: {line}", file=sys.stderr)
     sys.exit(2)
 
 

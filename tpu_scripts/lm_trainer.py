@@ -131,12 +131,7 @@ def _check_batches(
     batch_size: int,
     length: int,
 ) -> None:
-    replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas:
-        raise ValueError(
-            f"--batch_size={batch_size} is not a multiple of the number of "
-            f"replicas, {replicas}"
-        )
+    lm_training.check_batch_size(batch_size, strategy.num_replicas_in_sync)
     needed = batch_size * length + 1
     for name, text in [
         ("training", corpus.train),

@@ -9,6 +9,19 @@ from tf_adamw import AdamW
 from tpu_scripts.lm_model import LanguageModel, next_byte_losses
 
 
+def check_batch_size(batch_size: int, replicas: int) -> None:
+    """Checks that each replica has as many examples as the others.
+
+    Raises:
+      ValueError: it has not.
+    """
+    if batch_size % replicas:
+        raise ValueError(
+            f"--batch_size={batch_size} is not a multiple of the number of "
+            f"replicas, {replicas}"
+        )
+
+
 def train_step(
     model: LanguageModel,
     optimizer: AdamW,

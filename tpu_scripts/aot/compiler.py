@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import tensorflow as tf
 
@@ -91,7 +90,7 @@ def compile_hlo(serialized_hlo: bytes, topology: str) -> Executable:
     start = time.perf_counter()
     compiled = private.compile_hlo(serialized_hlo, devices)
     seconds = time.perf_counter() - start
-    costs = _one(compiled.cost_analysis())
+    costs = compiled.cost_analysis()
     stats = compiled.get_compiled_memory_stats()
     return Executable(
         module=Module(compiled.hlo_modules()[0].to_string()),
@@ -105,8 +104,3 @@ def compile_hlo(serialized_hlo: bytes, topology: str) -> Executable:
         bytes_accessed=int(costs["bytes accessed"]),
         flops=int(costs.get("flops", 0)),
     )
-
-
-def _one(costs: Any) -> dict[str, float]:
-    """JAX's answer was a list of one in some versions."""
-    return costs[0] if isinstance(costs, list) else costs

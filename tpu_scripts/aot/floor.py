@@ -1,17 +1,17 @@
 """What a step of AdamW has to read from HBM and write to it at least once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import AdamW
+from tf_adamw import AdamW, DynamicLossScale
 
 
 def floor(
     optimizer: Any,
-    weights: Iterable[Any],
-    gradients: Iterable[tf.TensorSpec],
+    weights: Sequence[Any],
+    gradients: Sequence[tf.TensorSpec],
     reduces: bool,
 ) -> tuple[int, int]:
     """Returns the bytes of the cheapest and of the costliest micro-step.
@@ -75,6 +75,5 @@ def _skips(optimizer: Any) -> bool:
     """Whether a step may find that it has nothing to update."""
     return isinstance(optimizer, AdamW) and (
         optimizer.skip_nonfinite
-        # A dynamic one is no number.
-        or not isinstance(optimizer.loss_scale_factor, float | None)
+        or isinstance(optimizer.loss_scale_factor, DynamicLossScale)
     )

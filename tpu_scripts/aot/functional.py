@@ -62,22 +62,13 @@ def functional(program: Program, change: Callable[[Any], None]) -> Functional:
       ValueError: if the program does with a variable what no step does.
     """
     handles = program.state()
-    arguments = {
-        name: tf.TensorSpec(operation.shape, operation.dtype)
-        for name, operation in program.inputs().items()
-        if name not in handles
-    }
+    arguments = program.arguments()
     specs = [*arguments.values()]
     for handle, *_ in handles.values():
         shape, dtype = (handle.get_attr(key) for key in ("shape", "dtype"))
         specs.append(tf.TensorSpec(shape, dtype))
-    results = [
-        name
-        for name, operation in program.inside.items()
-        if "_tpu_output_identity" in operation.node.attr
-    ]
     nodes = [operation.node for operation in program.inside.values()]
-    body = _Body([*arguments, *handles], nodes, results)
+    body = _Body([*arguments, *handles], nodes, program.results())
     given = [*[None] * len(arguments), *handles]
     interpreter = _Interpreter(program.graph.library, change)
     updates = {}

@@ -90,11 +90,7 @@ def hlo(program: Program, stage: str = "hlo") -> Any:
         )
         for name, handles in program.state().items()
     }
-    arguments = {
-        name: tf.TensorSpec(operation.shape, operation.dtype)
-        for name, operation in program.inputs().items()
-        if name not in variables
-    }
+    arguments = program.arguments()
     graph, results = tpu_graph.standalone(program, "_in_xla", for_any_device)
 
     @tf.function(jit_compile=True, autograph=False)
@@ -120,7 +116,7 @@ def for_any_device(node):
 _ALL_TO_ALL = """
 func.func public @main(%x: tensor<{type}>) -> tensor<{type}> {{
   %y = "stablehlo.all_to_all"(%x) {{
-    split_dimension = {split} : i64, concat_dimension = {concat} : i64,
+    split_dimension = {axis} : i64, concat_dimension = {axis} : i64,
     split_count = {count} : i64,
     replica_groups = dense<[{group}]> : tensor<1x{count}xi64>
   }} : (tensor<{type}>) -> tensor<{type}>
@@ -150,8 +146,7 @@ def _call_all_to_all(node):
         )
     module = _ALL_TO_ALL.format(
         type="x".join([*sizes, _MLIR_TYPES[tf.as_dtype(dtype)]]),
-        split=split,
-        concat=concat,
+        axis=split,
         count=count,
         group=[*range(count)],
     )

@@ -13,7 +13,7 @@ from tpu_scripts.aot.floor import count, floor, size
 from tpu_scripts.aot.shapes import Shapes
 from tpu_scripts.aot.tracing import Program, make_strategy, trace
 from tpu_scripts.lm_model import LanguageModel, ModelConfig
-from tpu_scripts.lm_training import train_step
+from tpu_scripts.lm_training import check_batch_size, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +130,13 @@ def lm_step(
     Args:
       make_optimizer: makes the optimizer.
       config: of the model.
-      batch_size: examples over all replicas, a multiple of their number.
+      batch_size: examples over all replicas.
       replicas: their number.
+
+    Raises:
+      ValueError: the batch cannot be divided among them.
     """
+    check_batch_size(batch_size, replicas)
     with tf.Graph().as_default():
         strategy = make_strategy(replicas)
         with strategy.scope(), tf.variable_creator_scope(_of_zeros):
@@ -145,10 +149,7 @@ def lm_step(
 
         own = [batch_size // replicas, config.context + 1]
         program = trace(strategy, step, tf.TensorSpec(own, tf.int32))
-        weights = model.trainable_variables
-        return dataclasses.replace(
-            _measured(program, optimizer, weights, weights), floor=None
-        )
+        return _measured(program, optimizer, model.trainable_variables)
 
 
 def _of_zeros(create: Callable[..., tf.Variable], **options: Any) -> Any:
@@ -163,12 +164,16 @@ def _measured(
     program: Program,
     optimizer: Any,
     weights: Sequence[Any],
-    gradients: Sequence[tf.TensorSpec],
+    gradients: Sequence[tf.TensorSpec] | None = None,
 ) -> Step:
+    least_and_most = None
+    if gradients is not None:
+        reduces = bool(program.all_reduces())
+        least_and_most = floor(optimizer, weights, gradients, reduces)
     return Step(
         program,
         parameters=count(weights),
         variables=len(weights),
         state_bytes=size(weights) + size(optimizer.variables),
-        floor=floor(optimizer, weights, gradients, bool(program.all_reduces())),
+        floor=least_and_most,
     )

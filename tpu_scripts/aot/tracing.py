@@ -203,6 +203,14 @@ class Program:
         read = {name for o in self.inside.values() for name in o.sources}
         return {n: o for n, o in self.outside.items() if n in read}
 
+    def arguments(self):
+        """A `tf.TensorSpec` for each input that is no variable, by name."""
+        return {
+            name: tf.TensorSpec(operation.shape, operation.dtype)
+            for name, operation in self.inputs().items()
+            if operation.dtype != tf.resource
+        }
+
     def results(self):
         """The names of the operations that are its results, in order."""
         return [
