@@ -183,12 +183,21 @@ def test_what_the_compiler_refuses(run, argument, message):
         (["--shapes=missing.json"], "--shapes=missing.json is not one of"),
         (["--no_such_flag"], "Unknown command line flag 'no_such_flag'"),
         (["more"], "'more' is not a flag"),
+        (["--topology="], "must not be empty"),
         (["--clipnorm=1", "--global_clipnorm=1"], "clipnorm"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_what_does_not_fit(run, arguments, message):
     assert message in run(*arguments).refusal(2)
+
+
+def test_figures_need_a_file(run, tmp_path):
+    ended = run("--json=")
+    assert ended.code == 2
+    assert "compile_for_tpu: flag --json=: must not be empty" in ended.err
+    assert "Traceback" not in ended.err
+    assert not list(tmp_path.glob("*figures*"))
 
 
 @pytest.mark.parametrize("missing", ["libtpu", "jax.experimental"])

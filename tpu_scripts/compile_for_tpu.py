@@ -68,11 +68,16 @@ def define_flags() -> None:
         "hlo_dir", None, "Where to write the optimized HLO. Default: nowhere."
     )
     lm_flags.define_model_flags()
-    FLAGS[
-        "precision"
-    ].help = (
-        "Dtype of the activations, or of the variables of --step=optimizer."
-    )
+    helps = {
+        "precision": "Dtype of the activations, or of the variables of "
+        "--step=optimizer.",
+        "batch_size": "Examples per step, over all replicas. Default: "
+        f"{_EXAMPLES_PER_REPLICA} per replica.",
+    }
+    for name, text in helps.items():
+        FLAGS[name].help = text
+    for name in ("json", "topology"):
+        flags.register_validator(name, bool, "must not be empty")
     adamw_flags.define_adamw_flags()
 
 
