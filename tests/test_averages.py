@@ -191,32 +191,31 @@ def test_averages_are_swapped_outside_of_functions(weights):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.bfloat16])
 @pytest.mark.parametrize("due", [True, False])
+@pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("compiled", helpers.JIT_MODES)
-def test_both_ways_to_overwrite(rng, dtype, due, compiled):
+def test_all_ways_to_overwrite(rng, dtype, due, one_pass, compiled):
     """One pass over memory or two: the same average and the same weights."""
     wide = arithmetic_dtype(dtype)
     old = rng.standard_normal(64).astype(wide.as_numpy_dtype)
     old[::7] = np.nan  # variables that were never averaged
     new = tf.cast(rng.standard_normal(64), dtype)
-    one, two = (
-        (tf.Variable(old), tf.Variable(tf.identity(new))) for _ in range(2)
-    )
 
     @tf.function(jit_compile=compiled, autograph=False)
     def average(due):
-        averaging.average_and_overwrite(*one, 0.75, due)
-        averaging.average(*two, 0.75)
-        averaging.overwrite(*two, due)
+        both = averaging.moved_and_overwritten(
+            tf.constant(old), new, 0.75, due, one_pass=one_pass
+        )
+        return both, averaging.moved(tf.constant(old), new, 0.75)
 
-    average(tf.constant(due))
+    (weights, moved), alone = average(tf.constant(due))
     # XLA may contract a product and the sum in one form and not in the other:
     # the roundings of two products and of two sums.
     terms = 0.75 * np.abs(np.nan_to_num(old)) + 0.25 * np.abs(_wide(new))
     roundings = 4 if compiled else 0
     bound = roundings * helpers.UNIT_ROUNDOFF[wide.name] * terms
-    assert np.all(np.abs(_wide(one[0]) - _wide(two[0])) <= bound)
-    weights = tf.cast(one[0], dtype) if due else new
-    np.testing.assert_array_equal(_wide(one[1]), _wide(weights))
+    assert np.all(np.abs(_wide(moved) - _wide(alone)) <= bound)
+    expected = tf.cast(moved, dtype) if due else new
+    np.testing.assert_array_equal(_wide(weights), _wide(expected))
 
 
 def _wide(tensor):

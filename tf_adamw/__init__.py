@@ -1,9 +1,17 @@
 """AdamW for TensorFlow on accelerators."""
 
-from tf_adamw import checkpoint, migration
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from tf_adamw import checkpoint
 from tf_adamw.adamw import AdamW
 from tf_adamw.loss_scale import DynamicLossScale
+from tf_adamw.one_pass import fuse_on_cpu
 from tf_adamw.step import ApplyResult
+
+if TYPE_CHECKING:
+    from tf_adamw import migration
 
 __version__ = "0.1.0"
 
@@ -13,5 +21,17 @@ __all__ = [
     "DynamicLossScale",
     "__version__",
     "checkpoint",
+    "fuse_on_cpu",
     "migration",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Few need it, and it would be a third of the time that the import takes.
+    if name == "migration":
+        return importlib.import_module("tf_adamw.migration")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -104,9 +104,11 @@ class AdamW(Step):
         changes nothing, on any replica. With accumulation the window is
         dropped.
       jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
-        Adam ops, "auto" takes the first where it is to be had. Of the fused
-        ops, TensorFlow has the one for `amsgrad` outside of XLA only: in a
-        function that is compiled anyway, leave "auto".
+        Adam ops, "auto" takes the first where it is to be had. The ops
+        subtract the decay apart from the update, which rounds it away where
+        `lr * wd`, multiplier included, is below 3e-8, and in part below 1e-6.
+        TensorFlow has the op for `amsgrad` outside of XLA only: in a function
+        that is compiled anyway, leave "auto".
 
     Raises:
       ValueError: if an argument is out of range.

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 
-from tf_adamw import replicas
+from tf_adamw import finite, replicas
 from tf_adamw.dtypes import scalar
 from tf_adamw.registry import Parameter
 
 
-def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
-    """Moves an average towards the new weights.
+def moved(average: tf.Tensor, weights: tf.Tensor, momentum: float) -> tf.Tensor:
+    """Returns an average, moved towards the new weights.
 
     ```none
     average <- momentum * average + (1 - momentum) * w
@@ -26,47 +26,42 @@ def average(value: tf.Variable, variable: tf.Variable, momentum: float) -> None:
     The first update sets it to the weights.
 
     Args:
-      value: the average, float32 or float64.
-      variable: the weights, same shape, any floating dtype.
+      average: the average, float32 or float64.
+      weights: the weights, same shape, any floating dtype.
       momentum: `ema_momentum`, between 0 and 1.
     """
-    weights = tf.cast(variable, value.dtype)
-    replicas.assign(value, _moved(value, weights, momentum))
+    weights = tf.cast(weights, average.dtype)
+    kept = scalar(momentum, average.dtype) * average
+    new = kept + scalar(1 - momentum, average.dtype) * weights
+    return tf.where(finite.is_nan(average), weights, new)
 
 
-def average_and_overwrite(
-    value: tf.Variable, variable: tf.Variable, momentum: float, due: tf.Tensor
-) -> None:
-    """Moves an average, and where `due` makes it the weights, too.
+def moved_and_overwritten(
+    average: tf.Tensor,
+    weights: tf.Tensor,
+    momentum: float,
+    due: tf.Tensor,
+    *,
+    one_pass: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the weights and the average; where `due` both are the average.
 
     For programs that XLA compiles.
 
     Args:
-      value: the average, float32 or float64.
-      variable: the new weights, same shape, any floating dtype.
+      average: the average, float32 or float64.
+      weights: the new weights, same shape, any floating dtype.
       momentum: `ema_momentum`, between 0 and 1.
       due: bool scalar.
+      one_pass: as in `update_rule.update`.
     """
-    weights = tf.cast(variable, value.dtype)
-    moved = _moved(value, weights, momentum)
-    if variable.dtype == value.dtype:
-        # As a function of the weights that are written. Of those before, it
-        # would take a second pass over memory on TPU.
-        weights = tf.where(due, moved, weights)
-        moved = tf.where(due, weights, _moved(value, weights, momentum))
-        replicas.assign(variable, weights)
-    else:
-        narrow = tf.cast(moved, variable.dtype)
-        replicas.assign(variable, tf.where(due, narrow, variable))
-    replicas.assign(value, moved)
-
-
-def _moved(
-    value: tf.Variable, weights: tf.Tensor, momentum: float
-) -> tf.Tensor:
-    kept = scalar(momentum, value.dtype) * value
-    moved = kept + scalar(1 - momentum, value.dtype) * weights
-    return tf.where(tf.math.is_nan(value), weights, moved)
+    new = moved(average, weights, momentum)
+    if one_pass or weights.dtype != average.dtype:
+        return tf.where(due, tf.cast(new, weights.dtype), weights), new
+    # As a function of the weights that are written. Of those before, it
+    # would take a second pass over memory on TPU.
+    weights = tf.where(due, new, weights)
+    return weights, tf.where(due, weights, moved(average, weights, momentum))
 
 
 def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
@@ -77,7 +72,7 @@ def started(value: tf.Variable, variable: tf.Variable) -> tf.Tensor:
       variable: the weights, same shape, any floating dtype.
     """
     weights = tf.cast(variable, value.dtype)
-    return tf.where(tf.math.is_nan(value), weights, value)
+    return tf.where(finite.is_nan(tf.convert_to_tensor(value)), weights, value)
 
 
 def finalize(parameters: Iterable[Parameter]) -> None:
@@ -111,21 +106,3 @@ def swapped(parameters: Sequence[Parameter]) -> Iterator[None]:
 def overwrite_due(updates: tf.Tensor, frequency: int) -> tf.Tensor:
     """Whether the update after `updates` updates overwrites the weights."""
     return tf.equal((updates + 1) % frequency, 0)
-
-
-def overwrite(
-    value: tf.Variable, variable: tf.Variable, due: tf.Tensor
-) -> None:
-    """Makes the average the weights if `due`.
-
-    Args:
-      value: the average, float32 or float64.
-      variable: the weights, same shape, any floating dtype.
-      due: bool scalar.
-    """
-
-    def copy() -> bool:
-        replicas.assign(variable, tf.cast(value, variable.dtype))
-        return True
-
-    tf.cond(due, copy, lambda: True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import replicas
 from tf_adamw.dtypes import scalar
+from tf_adamw.handles import Handle
 from tf_adamw.scalars import Scalars, one_minus_power, update_number
 
 
@@ -39,19 +39,34 @@ def as_ops_see(
     return seen
 
 
-def serves(variable: tf.Variable, momentum: tf.Variable) -> bool:
+def betas(values: Mapping[str, Any], dtype: tf.DType) -> dict[str, tf.Tensor]:
+    """Returns what the ops are given of the betas, the same for all variables.
+
+    They multiply lr by the bias correction sqrt(1 - beta_2^t) / (1 -
+    beta_1^t), in float32. A "beta_power" of zero makes that one: `alpha` has
+    it.
+
+    Args:
+      values: what `as_ops_see` returns.
+      dtype: float32 or float64.
+    """
+    return {
+        "beta_1": scalar(values["beta_1"], dtype),
+        "beta_2": scalar(values["beta_2"], dtype),
+        "beta_power": tf.zeros([], dtype),
+    }
+
+
+def serves(variable: Handle, momentum: Handle) -> bool:
     """Whether the ops apply: they want one dtype for weights and moments."""
     return variable.dtype == momentum.dtype
 
 
 def update(
-    variable: tf.Variable,
-    momentum: tf.Variable,
-    velocity: tf.Variable,
-    velocity_max: tf.Variable | None,
+    handles: Mapping[str, Handle],
     gradient: tf.Tensor,
     scalars: Scalars,
-    betas: tuple[float | tf.Tensor, float | tf.Tensor],
+    betas: Mapping[str, tf.Tensor],
     *,
     decayed: bool,
     multiplier: tf.Tensor | float,
@@ -63,43 +78,41 @@ def update(
     exact ones, within rounding.
 
     Args:
-      variable: the weights.
-      momentum: `m`, same shape and dtype.
-      velocity: `v`, same shape and dtype.
-      velocity_max: `v_max`, or None without AMSGrad.
+      handles: of the "weights", of "momentum", "velocity" and, with AMSGrad,
+        "velocity_max", all of one shape and dtype.
       gradient: same shape.
       scalars: the step's scalars, in the same dtype.
-      betas: `beta_1` and `beta_2`, rounded.
+      betas: what `betas` returns.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate, decay included.
     """
-    dtype = variable.dtype
-    factor = scalar(multiplier, dtype)
+    weights = handles["weights"]
+    dtype = weights.dtype
+    alpha, decay = scalars.alpha, scalars.decay
+    if tf.is_tensor(multiplier) or multiplier != 1.0:
+        factor = scalar(multiplier, dtype)
+        alpha, decay = alpha * factor, decay * factor
     if decayed:
         # The product is a temporary of the variable's size. Blocks of rows,
         # gathered and scattered back, avoid it at two to three times the cost.
-        decay = scalars.decay * factor * variable
-        replicas.assign_sub(variable, decay)
-    # The op multiplies lr by the bias correction sqrt(1 - beta_2^t) /
-    # (1 - beta_1^t), in float32. Powers of zero make that one: `alpha` has it.
-    zero = tf.zeros([], dtype)
+        weights.assign_sub(decay * weights.read())
     arguments = {
-        "var": variable.handle,
-        "m": momentum.handle,
-        "v": velocity.handle,
-        "beta1_power": zero,
-        "beta2_power": zero,
-        "lr": scalars.alpha * factor,
-        "beta1": scalar(betas[0], dtype),
-        "beta2": scalar(betas[1], dtype),
+        "var": weights.resource,
+        "m": handles["momentum"].resource,
+        "v": handles["velocity"].resource,
+        "beta1_power": betas["beta_power"],
+        "beta2_power": betas["beta_power"],
+        "lr": alpha,
+        "beta1": betas["beta_1"],
+        "beta2": betas["beta_2"],
         "epsilon": scalars.epsilon,
         "grad": tf.cast(gradient, dtype),
         # The workers of parameter servers are not in step.
-        "use_locking": replicas.remote(variable.device),
+        "use_locking": True,
     }
-    if velocity_max is None:
+    if "velocity_max" not in handles:
         tf.raw_ops.ResourceApplyAdam(**arguments)
     else:
         tf.raw_ops.ResourceApplyAdamWithAmsgrad(
-            vhat=velocity_max.handle, **arguments
+            vhat=handles["velocity_max"].resource, **arguments
         )

@@ -41,12 +41,18 @@ def pair(
         zip(gradients, variables, strict=True)
     ):
         raw = raw_variable(variable)
-        key = registry.name(variable)
-        if raw.ref() in seen:
-            raise ValueError(f"Variable {key!r} occurs more than once.")
-        seen.add(raw.ref())
-        if gradient is not None:
-            paired[place] = _checked(gradient, raw, key)
+        reference = raw.ref()
+        if reference in seen:
+            raise ValueError(
+                f"Variable {registry.name(variable)!r} occurs more than once."
+            )
+        seen.add(reference)
+        if gradient is None:
+            continue
+        if _fits(gradient, raw):
+            paired[place] = gradient
+        else:
+            paired[place] = _checked(gradient, raw, registry.name(variable))
     if not paired:
         raise ValueError(
             "No gradient for any variable: "
@@ -54,6 +60,16 @@ def pair(
             ". Does the loss depend on the variables, inside the tape?"
         )
     return paired
+
+
+def _fits(gradient: Any, variable: tf.Variable) -> bool:
+    """Whether there is nothing to say about a gradient, nor to do with it."""
+    return (
+        isinstance(gradient, tf.Tensor)
+        and gradient.dtype == variable.dtype
+        and gradient.shape.is_fully_defined()
+        and gradient.shape == variable.shape
+    )
 
 
 def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -15,25 +14,20 @@ from tf_adamw import (
     finite,
     fused,
     loss_scale,
+    one_pass,
     placement,
     replicas,
-    update_rule,
+    variable_update,
 )
 from tf_adamw.compilation import Given, one_side_of
+from tf_adamw.dtypes import scalar
+from tf_adamw.handles import Alike
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.registry import Parameter
-from tf_adamw.scalars import Scalars, step_scalars
+from tf_adamw.scalars import step_scalars
 from tf_adamw.state import OptimizerState
 
 Outcome = tuple[tf.Tensor, tf.Tensor]  # applied, norm of the gradients
-
-
-class _Constants(NamedTuple):
-    """What all variables of one dtype have in common in one step."""
-
-    scalars: Scalars
-    betas: tuple[float | tf.Tensor, float | tf.Tensor]
-    due: tf.Tensor | None
 
 
 class ProgramState(OptimizerState):
@@ -132,12 +126,13 @@ class ProgramState(OptimizerState):
         position: tf.Tensor | None,
     ) -> Outcome:
         """Steps 6 to 10."""
-        takes_part = [
-            _takes_part(given, parameter, gradient)
-            for parameter, gradient in zip(
-                given.parameters, gradients, strict=True
+        takes_part = list(
+            map(
+                functools.partial(_takes_part, given),
+                given.parameters,
+                gradients,
             )
-        ]
+        )
         clipped = clipping.clip(  # 6
             gradients,
             squares,
@@ -150,15 +145,16 @@ class ProgramState(OptimizerState):
             dtype: self._constants(dtype, live, position, given.compiled)
             for dtype in {parameter.dtype for parameter in given.parameters}
         }
+        alike = Alike()
         for parameter, gradient, takes in zip(
             given.parameters, clipped, takes_part, strict=True
         ):
             update = functools.partial(  # 8 and 9
                 self._update_variable,
+                alike,
                 parameter,
-                gradient,
+                {"gradient": gradient, **constants[parameter.dtype]},
                 self._multiplier(parameter, live),
-                constants[parameter.dtype],
                 given.compiled,
             )
             if takes is True:
@@ -166,10 +162,10 @@ class ProgramState(OptimizerState):
             else:
                 tf.cond(takes, update, lambda: True)
         self._count()  # 10
-        norm = tf.constant(float("nan"))
-        if squares is not None:
-            norm = tf.cast(clipping.global_norm(squares), tf.float32)
-        return tf.constant(True), norm
+        if squares is None:
+            return tf.constant(True), tf.constant(float("nan"))
+        norm = clipping.global_norm(squares)
+        return tf.constant(True), tf.cast(norm, tf.float32)
 
     def _count(self) -> None:
         """Step 10."""
@@ -189,7 +185,7 @@ class ProgramState(OptimizerState):
         live: Mapping[str, tf.Tensor],
         position: tf.Tensor | None,
         compiled: bool,
-    ) -> _Constants:
+    ) -> dict[str, tf.Tensor]:
         """Step 7: everything of a step that is not of one variable."""
         calls = self.counters.calls(self.gradient_accumulation_steps, position)
         values = {
@@ -197,16 +193,16 @@ class ProgramState(OptimizerState):
             for name in HYPERPARAMETERS
         }
         updates = self.counters.updates()
+        constants = {}
         if not compiled:
             values = fused.as_ops_see(values, updates, dtype)
-        due = None
+            constants.update(fused.betas(values, dtype))
         if self.use_ema and self.ema_overwrite_frequency is not None:
-            due = averaging.overwrite_due(updates, self.ema_overwrite_frequency)
-        return _Constants(
-            step_scalars(iterations=updates, dtype=dtype, **values),
-            (values["beta_1"], values["beta_2"]),
-            due,
-        )
+            constants["due"] = averaging.overwrite_due(
+                updates, self.ema_overwrite_frequency
+            )
+        scalars = step_scalars(iterations=updates, dtype=dtype, **values)
+        return {**constants, **scalars._asdict()}
 
     def _multiplier(
         self, parameter: Parameter, live: Mapping[str, tf.Tensor]
@@ -219,55 +215,35 @@ class ProgramState(OptimizerState):
 
     def _update_variable(
         self,
+        alike: Alike,
         parameter: Parameter,
-        gradient: tf.Tensor,
+        tensors: Mapping[str, tf.Tensor],
         multiplier: float | tf.Tensor,
-        constants: _Constants,
         compiled: bool,
     ) -> bool:
         """Steps 8 and 9 for one variable."""
-        variable, slots = parameter.variable, parameter.slots
-        arguments = (
-            variable,
-            slots["momentum"],
-            slots["velocity"],
-            slots.get("velocity_max"),
-            gradient,
-            constants.scalars,
+        number = isinstance(multiplier, float)
+        if not number:
+            factor = scalar(multiplier, parameter.dtype)
+            tensors = {**tensors, "multiplier": factor}
+        treatment = variable_update.Treatment(
+            compiled,
+            compiled and one_pass.serves(parameter.variable, parameter.dtype),
+            parameter.decayed,
+            multiplier if number else None,
+            self.ema_momentum if self.use_ema else None,
         )
-        treatment = {
-            "decayed": parameter.decayed,
-            "multiplier": multiplier,
-        }
-        with placement.beside(variable):
-            if not compiled and fused.serves(variable, slots["momentum"]):
-                fused.update(*arguments, constants.betas, **treatment)
-            else:
-                new = update_rule.update(*arguments, **treatment)
-                update_rule.assign(variable, slots, new)
-            if self.use_ema:
-                self._average(
-                    slots["average"], variable, constants.due, compiled
-                )
+        variables = {"weights": parameter.variable, **parameter.slots}
+        variables.pop("accumulator", None)
+        # The few nodes of the fused ops would not become fewer.
+        alike.call(
+            variable_update.update,
+            treatment,
+            variables,
+            tensors,
+            shared=compiled,
+        )
         return True
-
-    def _average(
-        self,
-        average: tf.Variable,
-        variable: tf.Variable,
-        due: tf.Tensor | None,
-        compiled: bool,
-    ) -> None:
-        """Step 9 for one variable."""
-        if due is None:
-            averaging.average(average, variable, self.ema_momentum)
-        elif compiled:
-            averaging.average_and_overwrite(
-                average, variable, self.ema_momentum, due
-            )
-        else:
-            averaging.average(average, variable, self.ema_momentum)
-            averaging.overwrite(average, variable, due)
 
 
 def _takes_part(

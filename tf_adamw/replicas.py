@@ -265,14 +265,6 @@ def assign_add(variable: tf.Variable, value: tf.Tensor) -> None:
         variable.assign_add(value)
 
 
-def assign_sub(variable: tf.Variable, value: tf.Tensor) -> None:
-    """Subtracts from a variable, as `assign`."""
-    if _is_shared(variable):
-        tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=value)
-    else:
-        variable.assign_sub(value)
-
-
 def _is_shared(variable: tf.Variable) -> bool:
     own = home(variable)
     if own is None or tf.distribute.get_strategy() is not own:

@@ -169,18 +169,18 @@ class Step(WindowState):
             widest(arithmetic_dtype(g.dtype) for g in gradients.values()),
             None if mode == FUSED else device,
         )
-        missing = [v for v in variables if self._registry.find(v) is None]
-        if missing:
-            self.build(missing)
+        found = [self._registry.find(variable) for variable in variables]
+        if None in found:
+            self.build(
+                [v for v, f in zip(variables, found, strict=True) if f is None]
+            )
+            found = [self._registry.get(variable) for variable in variables]
         if not tf.executing_eagerly():
             self._traced_by_caller = True
         # In one order, so that another order of the variables is no other
         # program.
         pairs = sorted(
-            (
-                (self._registry.get(variables[place]), gradient)
-                for place, gradient in gradients.items()
-            ),
+            ((found[place], gradient) for place, gradient in gradients.items()),
             key=lambda pair: pair[0].identity,
         )
         parameters, ordered = zip(*pairs, strict=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_adamw import replicas
+from tf_adamw import finite
 from tf_adamw.dtypes import scalar
 from tf_adamw.scalars import Scalars
 
@@ -31,6 +30,8 @@ def update(
     *,
     decayed: bool = True,
     multiplier: tf.Tensor | float = 1.0,
+    compiled: bool = False,
+    one_pass: bool = False,
 ) -> Updated:
     """Computes one AdamW update of one variable.
 
@@ -55,6 +56,8 @@ def update(
       scalars: the step's scalars in the dtype of `momentum`.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate, decay included.
+      compiled: whether XLA compiles the operations.
+      one_pass: whether it does so for a CPU, and several results in one loop.
 
     Returns:
       The new weights and slots in the dtype of `momentum`.
@@ -67,27 +70,45 @@ def update(
     """
     weights = tf.cast(weights, momentum.dtype)
     gradient = tf.cast(gradient, momentum.dtype)
-    momentum = momentum + scalars.one_minus_beta_1 * (gradient - momentum)
-    velocity = velocity + scalars.one_minus_beta_2 * (
-        gradient * gradient - velocity
+    slots = momentum, velocity, velocity_max
+    new = _moments(*slots, gradient, scalars)
+    momentum, velocity, velocity_max = (
+        _moments(*slots, gradient, scalars, reverse=True) if one_pass else new
     )
-    bound = velocity
-    if velocity_max is not None:
-        velocity_max = bound = tf.maximum(velocity_max, velocity)
-    step = scalars.alpha * momentum / (tf.sqrt(bound) + scalars.epsilon)
+    bound = velocity if velocity_max is None else velocity_max
+    root = finite.root(bound, compiled=compiled)
+    step = scalars.alpha * momentum / (root + scalars.epsilon)
     if decayed:
         step = step + scalars.decay * weights
     if tf.is_tensor(multiplier) or multiplier != 1.0:
         step = scalar(multiplier, step.dtype) * step
-    return Updated(weights - step, momentum, velocity, velocity_max)
+    return Updated(weights - step, *new)
 
 
-def assign(
-    variable: tf.Variable, slots: Mapping[str, tf.Variable], new: Updated
-) -> None:
-    """Assigns what `update` computed, the weights in the variable's dtype."""
-    replicas.assign(variable, tf.cast(new.weights, variable.dtype))
-    replicas.assign(slots["momentum"], new.momentum)
-    replicas.assign(slots["velocity"], new.velocity)
-    if new.velocity_max is not None:
-        replicas.assign(slots["velocity_max"], new.velocity_max)
+def _moments(
+    momentum: tf.Tensor,
+    velocity: tf.Tensor,
+    velocity_max: tf.Tensor | None,
+    gradient: tf.Tensor,
+    scalars: Scalars,
+    *,
+    reverse: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """The new moments.
+
+    In reverse, the same numbers but for rounding, by other operations. XLA for
+    CPUs computes several results in one loop where none is made of another.
+    """
+    if reverse:
+        momentum = momentum - scalars.one_minus_beta_1 * (momentum - gradient)
+        velocity = velocity - scalars.one_minus_beta_2 * (
+            velocity + gradient * -gradient
+        )
+    else:
+        momentum = momentum + scalars.one_minus_beta_1 * (gradient - momentum)
+        velocity = velocity + scalars.one_minus_beta_2 * (
+            gradient * gradient - velocity
+        )
+    if velocity_max is not None:
+        velocity_max = tf.maximum(velocity_max, velocity)
+    return momentum, velocity, velocity_max

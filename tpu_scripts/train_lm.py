@@ -39,7 +39,7 @@ import tensorflow as tf
 import tqdm
 from absl import app, flags
 
-from tf_adamw import AdamW
+from tf_adamw import AdamW, fuse_on_cpu
 from tf_adamw.flags import adamw_from_flags
 from tpu_scripts import (
     lm_checkpoints,
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.workers_local:
         sys.exit(lm_workers.run_workers(FLAGS.workers_local))
     lm_workers.end_with_launcher()
+    fuse_on_cpu()
     try:
         run = prepare()
         manager = restore(run)

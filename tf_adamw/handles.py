@@ -1,0 +1,120 @@
+"""What is done to many variables, traced once for all that are alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_adamw import placement, replicas
+
+
+class Handle(NamedTuple):
+    """A variable, or a replica's own copy, as a program reads and writes it.
+
+    Attributes:
+      resource: what TensorFlow's operations take.
+      dtype: of its elements.
+      shape: fully defined.
+    """
+
+    resource: tf.Tensor
+    dtype: tf.DType
+    shape: tf.TensorShape
+
+    def read(self) -> tf.Tensor:
+        """Returns the value."""
+        value = tf.raw_ops.ReadVariableOp(
+            resource=self.resource, dtype=self.dtype
+        )
+        value.set_shape(self.shape)
+        return value
+
+    def assign(self, value: tf.Tensor) -> None:
+        """Sets the value, of the same dtype."""
+        tf.raw_ops.AssignVariableOp(resource=self.resource, value=value)
+
+    def assign_sub(self, value: tf.Tensor) -> None:
+        """Subtracts a value of the same dtype."""
+        tf.raw_ops.AssignSubVariableOp(resource=self.resource, value=value)
+
+
+Body = Callable[..., None]
+
+
+class Alike:
+    """Calls a function for many variables; alike ones share a trace of it.
+
+    A graph has one node for each call, and Python traces the function's own
+    nodes once. One object serves the tracing of one program.
+    """
+
+    def __init__(self) -> None:
+        self._traced: dict[Hashable, Callable[..., Any]] = {}
+
+    def call(
+        self,
+        function: Body,
+        static: Hashable,
+        variables: Mapping[str, tf.Variable],
+        tensors: Mapping[str, tf.Tensor],
+        *,
+        shared: bool,
+    ) -> None:
+        """Calls `function(static, handles, tensors)`.
+
+        Args:
+          function: of `static`, a dict of `Handle`s and a dict of tensors.
+          static: what it is traced for, besides dtypes and shapes.
+          variables: what it reads and writes, all on one device.
+          tensors: what else it computes with.
+          shared: whether to share the trace, where that can be done.
+        """
+        given = {
+            name: Handle(variable.handle, variable.dtype, variable.shape)
+            for name, variable in variables.items()
+        }
+        first = next(iter(variables.values()))
+        # A TPU program is one function anyway, whose resources are replicated.
+        if (
+            not shared
+            or replicas.remote(first.device)
+            or replicas.is_tpu(tf.distribute.get_strategy())
+        ):
+            with placement.beside(first):
+                function(static, given, tensors)
+            return
+        flat = [*(handle.resource for handle in given.values())]
+        flat.extend(tensors.values())
+        key = function, static, _kinds(given), _kinds(tensors)
+        if key not in self._traced:
+            self._traced[key] = _trace(
+                functools.partial(function, static), given, tensors, flat
+            )
+        self._traced[key](*flat)
+
+
+def _kinds(values: Mapping[str, Handle | tf.Tensor]) -> Hashable:
+    """What values have to have in common to be alike."""
+    return tuple((n, v.dtype, tuple(v.shape)) for n, v in values.items())
+
+
+def _trace(
+    function: Body,
+    given: Mapping[str, Handle],
+    tensors: Mapping[str, tf.Tensor],
+    flat: Sequence[tf.Tensor],
+) -> Callable[..., Any]:
+    def on_flat(*flat: tf.Tensor) -> None:
+        resources, others = flat[: len(given)], flat[len(given) :]
+        handles = {
+            name: like._replace(resource=resource)
+            for (name, like), resource in zip(
+                given.items(), resources, strict=True
+            )
+        }
+        function(handles, dict(zip(tensors, others, strict=True)))
+
+    return tf.function(on_flat, autograph=False).get_concrete_function(*flat)
