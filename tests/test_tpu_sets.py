@@ -15,13 +15,6 @@ ON_A_SLICE = [
     *(Case(option, SLICE) for option in ALONE),
     Case("accumulation+skip_nonfinite+global_clipnorm", SLICE),
 ]
-ON_A_MODEL = [
-    Case("plain", "v5e:2x2", "gpt2-small"),
-    Case("everything", "v5e:2x2", "gpt2-small"),
-    Case("ema_overwrite", "v5e:2x2", "gpt2-small"),
-    Case("skip_nonfinite+global_clipnorm", "v5e:2x2", "gpt2-small"),
-    Case("plain", "v6e:2x4", "gpt2-small"),
-]
 IN_BFLOAT16 = [
     Case(option, "v5e:2x2", "larger", tf.bfloat16)
     for option in (
@@ -63,13 +56,6 @@ AVERAGES = st.sampled_from(
 @pytest.mark.parametrize("bar", BARS)
 @pytest.mark.parametrize("case", [*ON_A_SLICE, *IN_BFLOAT16], ids=str)
 def test_bar(case, bar):
-    BARS[bar](compiled(case))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bar", BARS)
-@pytest.mark.parametrize("case", ON_A_MODEL, ids=str)
-def test_gpt2(case, bar):
     BARS[bar](compiled(case))
 
 
