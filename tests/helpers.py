@@ -105,11 +105,15 @@ def refused(pair, call, *words):
     assert after == before
 
 
+def all_nodes(graph):
+    """The nodes of a GraphDef and those of each function in its library."""
+    nested = [n for f in graph.library.function for n in f.node_def]
+    return [*graph.node, *nested]
+
+
 def operations(function):
     """The operations of a concrete function, of nested functions too."""
-    graph = function.graph.as_graph_def()
-    nested = [n for f in graph.library.function for n in f.node_def]
-    return [node.op for node in [*graph.node, *nested]]
+    return [node.op for node in all_nodes(function.graph.as_graph_def())]
 
 
 def to_gradients(arrays):

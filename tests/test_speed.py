@@ -32,12 +32,6 @@ def graph_of_a_step(optimizer, weights):
     return step.get_concrete_function(specs).graph.as_graph_def()
 
 
-def all_nodes(graph):
-    """The graph's nodes and those of each function in its library."""
-    nested = [n for f in graph.library.function for n in f.node_def]
-    return [*graph.node, *nested]
-
-
 def is_compiled(graph):
     return any(f.attr["_XlaMustCompile"].b for f in graph.library.function)
 
@@ -51,7 +45,7 @@ def test_graph_nodes_per_variable(rng, jit_compile):
         pair = Pair(weights, jit_compile)
         graph = graph_of_a_step(pair.optimizer, weights)
         assert is_compiled(graph) is jit_compile
-        nodes[count] = len(all_nodes(graph))
+        nodes[count] = len(helpers.all_nodes(graph))
     per_variable = (nodes[150] - nodes[50]) / 100
     assert 4 <= per_variable <= 8
     # What a step has once: its scalars, its counters.
@@ -142,7 +136,7 @@ def test_which_ops_a_mode_takes(rng, mode):
     graph = graph_of_a_step(pair.optimizer, weights)
     xla = JIT_MODES[0] if mode == "auto" else mode
     assert is_compiled(graph) is xla
-    fused = [node for node in all_nodes(graph) if node.op == FUSED_OP]
+    fused = [node for node in helpers.all_nodes(graph) if node.op == FUSED_OP]
     assert len(fused) == (0 if xla else 300)
 
 

@@ -21,8 +21,8 @@ SHAPES = {
 }
 _CONSTANT = {"format_version", "learning_rate", "weight_decay"}
 _SCALAR_FUSIONS = 5  # schedules, and sums of norms and verdicts
-# What arithmetic with 64 bits becomes in halves of 32, but for a counter's +1.
 _INTEGERS = ("s32", "u32", "s64", "u64")
+# What arithmetic with 64 bits becomes in halves of 32, but for a counter's +1.
 _EMULATION = {
     "count-leading-zeros",
     "divide",

@@ -15,6 +15,7 @@ take turns. It prints a table for each case and way of calling and writes the
 figures as JSON, those of every step too. Linux, on the CPU.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from tqdm import tqdm
 
+from tpu_scripts import command_line
 from tpu_scripts.bench import cases, imports, machine, peers, report, runs
 
 FLAGS = flags.FLAGS
@@ -166,18 +168,10 @@ def _check_outputs() -> None:
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
-    print(f"benchmark: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; one line and exit code 2 if it is wrong."""
-    try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        fail(str(error))
+    command_line.fail("benchmark", message)
 
 
 if __name__ == "__main__":
     define_flags()
+    parse = functools.partial(command_line.parse, "benchmark")
     app.run(main, flags_parser=parse)

@@ -19,6 +19,7 @@ It prints a table and writes the same figures as JSON. The exit code is 1, with
 the compiler's message, when the compiler refuses the program.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -32,7 +33,7 @@ from absl import app, flags
 
 from tf_adamw import AdamW
 from tf_adamw import flags as adamw_flags
-from tpu_scripts import lm_flags, lm_model
+from tpu_scripts import command_line, lm_flags, lm_model
 from tpu_scripts.aot import compiler, report, shapes, steps
 
 FLAGS = flags.FLAGS
@@ -195,17 +196,10 @@ def _keras_options() -> dict[str, Any]:
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
-    lm_flags.fail(message, "compile_for_tpu")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; one line and exit code 2 if it is wrong."""
-    try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        fail(str(error))
+    command_line.fail("compile_for_tpu", message)
 
 
 if __name__ == "__main__":
     define_flags()
+    parse = functools.partial(command_line.parse, "compile_for_tpu")
     app.run(main, flags_parser=parse)

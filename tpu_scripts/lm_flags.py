@@ -1,13 +1,12 @@
 """The flags of `train_lm`, and what they say about a run."""
 
 import os
-import sys
 from typing import Any, NoReturn
 
 from absl import flags, logging
 
 from tf_adamw import flags as adamw_flags
-from tpu_scripts import lm_data, lm_model, lm_strategy
+from tpu_scripts import command_line, lm_data, lm_model, lm_strategy
 
 flags.disclaim_key_flags()
 
@@ -192,10 +191,7 @@ def _define_strategy_flags() -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line; one line and exit code 2 if it is wrong."""
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(str(error))
+    rest = command_line.parse("train_lm", argv)
     if flags.FLAGS["warmup_steps"].using_default_value:
         # A short training has a short warm-up.
         length = flags.FLAGS.decay_steps or flags.FLAGS.steps
@@ -210,11 +206,9 @@ def parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def fail(message: str, program: str = "train_lm") -> NoReturn:
-    """Ends a program with one line on stderr and exit code 2."""
-    line = " ".join(message.split())
-    print(f"{program}: {line}", file=sys.stderr)
-    sys.exit(2)
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit code 2."""
+    command_line.fail("train_lm", message)
 
 
 def model_config() -> lm_model.ModelConfig:
