@@ -37,13 +37,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tf_adamw")
 
 
+# What the tests with a marker need that not every environment has.
+NEEDED = {"orbit": ["orbit"], "tpu": ["jax", "libtpu"]}
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what compiles for TPUs where the extra `aot` is missing."""
-    if all(importlib.util.find_spec(name) for name in ("jax", "libtpu")):
-        return
-    left_out = [item for item in items if item.get_closest_marker("tpu")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    """Leaves out what needs packages that are missing."""
+    for marker, packages in NEEDED.items():
+        if all(map(importlib.util.find_spec, packages)):
+            continue
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

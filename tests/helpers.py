@@ -22,6 +22,15 @@ def _host_has_xla():
 
 JIT_MODES = [True, False] if _host_has_xla() else [False]
 both_modes = pytest.mark.parametrize("jit_compile", JIT_MODES)
+# Where another test of the file compiles: that is most of the time that one
+# takes.
+compiled_is_slow = pytest.mark.parametrize(
+    "jit_compile",
+    [
+        pytest.param(mode, marks=pytest.mark.slow if mode else ())
+        for mode in JIT_MODES
+    ],
+)
 
 # Half the distance between neighbours, relative to the larger number.
 UNIT_ROUNDOFF = {

@@ -9,7 +9,8 @@ def pytest_test(name, data = [], deps = [], tags = []):
       name: the file's name without ".py".
       data: files that the test reads.
       deps: libraries and binaries other than the optimizer.
-      tags: "manual" for what needs a package that Bazel's tests do without.
+      tags: "manual" for what needs a package that Bazel's tests do without,
+        "slow" where every test of the file is.
     """
     py_test(
         name = name,

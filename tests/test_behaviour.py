@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import helpers
 import tf_adamw
-from helpers import JIT_MODES, Pair, both_modes
+from helpers import JIT_MODES, Pair, both_modes, compiled_is_slow
 
 pytestmark = pytest.mark.core
 
@@ -16,7 +16,7 @@ def weights(rng):
     return helpers.random_weights(rng, helpers.SHAPES)
 
 
-@both_modes
+@compiled_is_slow
 def test_missing_gradients_leave_variables_alone(rng, weights, jit_compile):
     pair = Pair(weights, jit_compile, use_ema=True, amsgrad=True)
     pair.train(rng, 2)
@@ -33,7 +33,7 @@ def test_missing_gradients_leave_variables_alone(rng, weights, jit_compile):
     assert pair.error() <= 1e-6
 
 
-@both_modes
+@compiled_is_slow
 def test_missing_gradients_count_zero_in_a_window(rng, weights, jit_compile):
     pair = Pair(weights, jit_compile, gradient_accumulation_steps=3)
     for missing in ("kernel", "bias", "scale", "kernel", "kernel", "bias"):
@@ -44,7 +44,7 @@ def test_missing_gradients_count_zero_in_a_window(rng, weights, jit_compile):
     assert pair.error() <= 1e-6
 
 
-@both_modes
+@compiled_is_slow
 def test_missing_for_a_whole_window(rng, weights, jit_compile):
     """Left alone, as by a None without accumulation: not even decayed."""
     pair = Pair(weights, jit_compile, gradient_accumulation_steps=2)
@@ -61,7 +61,7 @@ def test_missing_for_a_whole_window(rng, weights, jit_compile):
     assert pair.error() <= 1e-6
 
 
-@both_modes
+@compiled_is_slow
 def test_accumulator_is_zero_between_windows(rng, weights, jit_compile):
     pair = Pair(weights, jit_compile, gradient_accumulation_steps=2)
     for expected_zero in (False, True, False, True):
@@ -83,7 +83,7 @@ def test_subsets_in_any_order(rng, weights, jit_compile):
     assert pair.error() <= 5e-7
 
 
-@both_modes
+@compiled_is_slow
 def test_apply_gradients_takes_pairs(rng, weights, jit_compile):
     pair = Pair(weights, jit_compile)
     for order in (list(weights), list(weights)[::-1]):
@@ -95,7 +95,7 @@ def test_apply_gradients_takes_pairs(rng, weights, jit_compile):
     assert pair.error() <= 5e-7
 
 
-@both_modes
+@compiled_is_slow
 def test_apply_without_variables_takes_the_order_of_build(
     rng, weights, jit_compile
 ):
@@ -123,11 +123,11 @@ def test_result(rng, weights, jit_compile):
     assert result.applied.dtype == tf.bool
     assert bool(result.applied)
     assert result.grad_norm is None
-    applied, grad_norm = result
+    applied, grad_norm = result.applied, result.grad_norm
     assert applied is result.applied and grad_norm is None
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm"])
 def test_result_has_the_norm_before_the_clipping(
     rng, weights, clipping, jit_compile
@@ -146,7 +146,7 @@ def test_result_has_the_norm_before_the_clipping(
     np.testing.assert_allclose(result.grad_norm, norm, rtol=1e-6)
 
 
-@both_modes
+@compiled_is_slow
 def test_micro_steps_equal_one_big_batch(rng, weights, jit_compile):
     inputs = rng.standard_normal((12, 3)).astype(np.float32)
 
@@ -182,7 +182,7 @@ def test_micro_steps_equal_one_big_batch(rng, weights, jit_compile):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale)
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_skip_nonfinite_leaves_every_bit(rng, weights, bad, jit_compile):
     pair = Pair(
@@ -205,7 +205,7 @@ def test_skip_nonfinite_leaves_every_bit(rng, weights, bad, jit_compile):
     assert pair.error() <= 1e-6
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("bad_micro_step", [0, 1, 2])
 def test_a_bad_window_is_dropped_whole(
     rng, weights, bad_micro_step, jit_compile
@@ -235,6 +235,7 @@ def test_a_bad_window_is_dropped_whole(
     assert pair.error() <= 1e-6
 
 
+@pytest.mark.slow
 @helpers.every_option
 def test_both_paths_agree(rng, weights, option):
     options = helpers.OPTIONS[option]

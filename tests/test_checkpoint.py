@@ -7,7 +7,7 @@ import tensorflow as tf
 import helpers
 import tf_adamw
 from checkpoint_model import Model, saved_values, train
-from helpers import both_modes
+from helpers import both_modes, compiled_is_slow
 
 pytestmark = pytest.mark.core
 
@@ -22,7 +22,7 @@ def bits(optimizer, model, path):
     return {key: (v.dtype, v.tobytes()) for key, v in saved.items()}
 
 
-@both_modes
+@compiled_is_slow
 @helpers.every_option
 def test_going_on_is_bit_identical(option, jit_compile, tmp_path):
     """5 steps are in the middle of a window of 2 and of an overwrite by 3."""
@@ -86,7 +86,7 @@ def test_restore_between_two_steps(jit_compile, tmp_path):
     assert bits(optimizer, model, tmp_path) == expected
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("to_strategy", [True, False])
 def test_strategy_does_not_matter(to_strategy, jit_compile, tmp_path):
     strategies = [

@@ -200,7 +200,10 @@ def test_figures_need_a_file(run, tmp_path):
     assert not list(tmp_path.glob("*figures*"))
 
 
-@pytest.mark.parametrize("missing", ["libtpu", "jax.experimental"])
+@pytest.mark.parametrize(
+    "missing",
+    ["libtpu", pytest.param("jax.experimental", marks=pytest.mark.slow)],
+)
 def test_a_missing_extra(run, missing):
     line = run("--shapes=small.json", without=missing).refusal(2)
     assert line.startswith("jax and libtpu are needed (")

@@ -19,7 +19,15 @@ pytestmark = pytest.mark.core
 
 SIZE = 32  # one shape, so that each program is compiled once
 ARITHMETIC = pytest.mark.parametrize("dtype", ["float32", "float64"])
-EVERY_DTYPE = pytest.mark.parametrize("dtype", NUMPY_DTYPE)
+EVERY_DTYPE = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("float64", marks=pytest.mark.slow),
+        "float32",
+        pytest.param("float16", marks=pytest.mark.slow),
+        "bfloat16",
+    ],
+)
 
 
 def limits(dtype):

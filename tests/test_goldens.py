@@ -12,7 +12,7 @@ import tensorflow as tf
 import helpers
 import tf_adamw
 from checkpoint_model import Model, saved_values
-from helpers import UNIT_ROUNDOFF, both_modes
+from helpers import UNIT_ROUNDOFF, compiled_is_slow
 from numpy_adamw import NumpyAdamW
 from tf_adamw.scalar_state import FORMAT_VERSION
 
@@ -120,7 +120,7 @@ def reference_of(option, golden):
     return reference
 
 
-@both_modes
+@compiled_is_slow
 @every_version
 @every_option
 def test_next_step_continues(rng, version, option, jit_compile):

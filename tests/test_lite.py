@@ -88,7 +88,13 @@ class Root(tf.Module):
         return {"rate": tf.identity(self.optimizer.learning_rate)}
 
 
-@pytest.mark.parametrize("row", range(12))
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if row in (0, 11) else pytest.mark.slow)
+        for row in range(12)
+    ],
+)
 def test_the_operations_are_those_of_the_readme(row, tmp_path):
     rows = documented()
     assert len(rows) == 12
@@ -99,7 +105,9 @@ def test_the_operations_are_those_of_the_readme(row, tmp_path):
     assert found == rows[0][1] | more
 
 
-@pytest.mark.parametrize("name", ["plain", "rich"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("plain", marks=pytest.mark.slow), "rich"]
+)
 def test_it_trains(name, tmp_path):
     """As the live step, but for exp(x) - 1, which is expm1 in TensorFlow.
 

@@ -19,9 +19,11 @@ def export(trainer, directory, **options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    trainer = make_trainer()
+    options = {"jit_compile": False}  # generation has no part in it
+    trainer = make_trainer(**options)
     trainer.train(30)
-    return trainer, export(trainer, tmp_path_factory.mktemp("export"))
+    folder = tmp_path_factory.mktemp("export")
+    return trainer, export(trainer, folder, **options)
 
 
 def generate(loaded, prompt, length, temperature=1.0, seed=0):
@@ -65,6 +67,7 @@ def test_an_empty_prompt_is_a_newline(trained):
     assert generate(trained[1], b"", 5)[:1] == b"\n"
 
 
+@pytest.mark.slow
 def test_the_export_goes_on_training_as_the_program_would(trained, tmp_path):
     trainer = make_trainer()
     trainer.train(30)
@@ -87,7 +90,7 @@ def test_the_export_goes_on_training_as_the_program_would(trained, tmp_path):
 
 
 def test_with_an_average_training_and_generation_have_their_own(tmp_path):
-    options = {"use_ema": True, "ema_momentum": 0.9}
+    options = {"use_ema": True, "ema_momentum": 0.9, "jit_compile": False}
     trainer = make_trainer(**options)
     trainer.train(30)
     held_out = trainer.evaluate()

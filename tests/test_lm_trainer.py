@@ -61,6 +61,7 @@ def records(trainer):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["sum", "mean"])
 def test_replicas_share_the_batch(one_replica, aggregation):
     strategy = tf.distribute.MirroredStrategy(

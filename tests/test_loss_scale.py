@@ -9,14 +9,16 @@ import tensorflow as tf
 import helpers
 import strategies
 import tf_adamw
-from helpers import both_modes
+from helpers import both_modes, compiled_is_slow
 from strategies import ReplicaPair
 from tf_adamw import DynamicLossScale, aggregation
 
 pytestmark = pytest.mark.core
 
 SHAPES = {"kernel": (3, 5), "bias": (5,)}
-PLACES = ["default", "one_device", "mirrored_2", "mirrored_4", "central_2"]
+slow = pytest.mark.slow
+FOUR = pytest.param("mirrored_4", marks=slow)
+PLACES = ["default", "one_device", "mirrored_2", FOUR, "central_2"]
 every_place = pytest.mark.parametrize("name", PLACES)
 
 
@@ -57,7 +59,7 @@ def test_defaults():
 
 
 @every_place
-@pytest.mark.parametrize("way", ["eager", "function"])
+@pytest.mark.parametrize("way", ["eager", pytest.param("function", marks=slow)])
 def test_follows_the_gradients(rng, weights, way, name):
     """Halved at 3, 4 and 9; doubled by three good steps in a row."""
     rule = DynamicLossScale(initial=64.0, growth_interval=3)
@@ -71,7 +73,7 @@ def test_follows_the_gradients(rng, weights, way, name):
     pair.check()
 
 
-@both_modes
+@compiled_is_slow
 @every_place
 def test_bad_step_changes_the_scale_alone(rng, weights, name, jit_compile):
     pair = ReplicaPair(
@@ -107,7 +109,7 @@ def test_moves_in_a_loop_on_the_device(mirrored, rng, weights):
     pair.check()
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("name", ["default", "mirrored_2", "central_2"])
 def test_moves_at_the_end_of_a_window(rng, weights, name, jit_compile):
     rule = DynamicLossScale(initial=64.0, growth_interval=2)
@@ -123,7 +125,7 @@ def test_moves_at_the_end_of_a_window(rng, weights, name, jit_compile):
     pair.check()
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("initial", [1.0, 1.5, 4.0])
 def test_never_below_one(rng, weights, initial, jit_compile):
     rule = DynamicLossScale(initial=initial)
@@ -149,7 +151,7 @@ def test_never_to_infinity(jit_compile):
         assert optimizer.loss_scale == expected
 
 
-@both_modes
+@compiled_is_slow
 def test_other_factors(rng, weights, jit_compile):
     rule = DynamicLossScale(initial=10.0, growth_interval=2, factor=4.0)
     pair = ReplicaPair(
@@ -163,7 +165,7 @@ def test_other_factors(rng, weights, jit_compile):
     pair.check()
 
 
-@pytest.mark.parametrize("first", ["default", "mirrored_2", "mirrored_4"])
+@pytest.mark.parametrize("first", ["default", "mirrored_2", FOUR])
 @pytest.mark.parametrize("then", PLACES)
 def test_survives_a_checkpoint(rng, weights, first, then, tmp_path):
     """The count of good steps too: two of three when it is saved."""
@@ -234,20 +236,16 @@ def small_model_step(optimizer, w):
     return optimizer.minimize(loss, [w])
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("name", PLACES)
-@pytest.mark.parametrize("factor", ["dynamic", 2.0**15, None])
+@pytest.mark.parametrize(
+    "factor", ["dynamic", pytest.param(2.0**15, marks=slow), None]
+)
 def test_float16_gradients_that_underflow(factor, name, jit_compile):
     """Half of 2^-24, float16's smallest: each is lost without a scale."""
     strategy = strategies.named(name)
     start = {"w": np.ones(4, np.float16)}
-    pair = ReplicaPair(
-        strategy,
-        start,
-        jit_compile,
-        aggregation="mean",
-        loss_scale_factor=None,
-    )
+    pair = ReplicaPair(strategy, start, jit_compile, aggregation="mean")
     pair.optimizer = tf_adamw.AdamW(
         loss_scale_factor=factor, aggregation="mean", jit_compile=jit_compile
     )

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import helpers
-from helpers import NUMPY_DTYPE, UNIT_ROUNDOFF, Pair
+from helpers import NUMPY_DTYPE, UNIT_ROUNDOFF, Pair, compiled_is_slow
 
 pytestmark = pytest.mark.core
 
@@ -69,7 +69,7 @@ def check_slots(pair):
 
 
 @LOW_PRECISION
-@helpers.both_modes
+@compiled_is_slow
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(OPTIONS, st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_each_step_rounds_once(dtype, jit_compile, options, steps, seed):
@@ -97,7 +97,7 @@ def test_free_run_stays_within_one_unit(rng, dtype, jit_compile):
 
 
 @LOW_PRECISION
-@helpers.both_modes
+@compiled_is_slow
 def test_average_is_float32(rng, dtype, jit_compile):
     weights = helpers.random_weights(rng, SHAPES, dtype)
     pair = Pair(weights, jit_compile, learning_rate=0.1, use_ema=True)
@@ -115,7 +115,7 @@ def test_average_is_float32(rng, dtype, jit_compile):
 
 
 @LOW_PRECISION
-@helpers.both_modes
+@compiled_is_slow
 def test_accumulator_is_float32(rng, dtype, jit_compile):
     """A sum of 64 gradients of 1 + 2^-7 would stall in bfloat16."""
     weights = helpers.random_weights(rng, {"w": (4,)}, dtype)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import helpers
 import tf_adamw
-from helpers import Pair, both_modes
+from helpers import Pair, both_modes, compiled_is_slow
 
 pytestmark = pytest.mark.core
 
@@ -24,7 +24,7 @@ def restored(pair, tmp_path, jit_compile, **options):
     return other
 
 
-@both_modes
+@compiled_is_slow
 def test_row_1_bfloat16_variables_move(jit_compile):
     start = np.ones([4], helpers.NUMPY_DTYPE["bfloat16"])
     pair = Pair({"w": start}, jit_compile, learning_rate=0.01)
@@ -35,7 +35,7 @@ def test_row_1_bfloat16_variables_move(jit_compile):
     pair.check_moments()
 
 
-@both_modes
+@compiled_is_slow
 def test_row_2_float16_with_tiny_gradients(jit_compile):
     start = np.ones([4], np.float16)
     pair = Pair({"w": start}, jit_compile, learning_rate=0.25, weight_decay=0.0)
@@ -44,7 +44,7 @@ def test_row_2_float16_with_tiny_gradients(jit_compile):
     np.testing.assert_allclose(pair.variables["w"], expected, atol=2.0**-12)
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("dtype", helpers.NUMPY_DTYPE)
 @pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm", None])
 def test_row_2_zero_gradients_give_zero_update(clipping, dtype, jit_compile):
@@ -70,7 +70,7 @@ def test_row_4_one_inf_changes_nothing(rng, jit_compile):
     assert helpers.snapshot(pair.optimizer, variables) == before
 
 
-@both_modes
+@compiled_is_slow
 def test_row_5_accumulation_and_overwrite_in_a_function(rng, jit_compile):
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     weights = helpers.random_weights(rng, helpers.SHAPES)
@@ -95,7 +95,7 @@ def test_row_5_accumulation_and_overwrite_in_a_function(rng, jit_compile):
     assert pair.error() <= 2e-6
 
 
-@both_modes
+@compiled_is_slow
 def test_row_6_restore_within_a_window(jit_compile, tmp_path):
     options = {"gradient_accumulation_steps": 2, "beta_1": 0.0}
     pair = Pair({"w": np.ones(3, np.float32)}, jit_compile, **options)
@@ -107,7 +107,7 @@ def test_row_6_restore_within_a_window(jit_compile, tmp_path):
     np.testing.assert_array_equal(other.slot("w", "momentum"), 4.0)
 
 
-@both_modes
+@compiled_is_slow
 def test_row_7_average_moves_on_real_updates_only(rng, jit_compile):
     weights = helpers.random_weights(rng, helpers.SHAPES)
     pair = Pair(
@@ -128,7 +128,7 @@ def test_row_7_average_moves_on_real_updates_only(rng, jit_compile):
         assert pair.error() <= 2e-6
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"global_clipnorm": 0.5}, {"gradient_accumulation_steps": 2}],
@@ -151,7 +151,7 @@ def test_row_9_duplicate_rows_are_summed_first(options, jit_compile):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-@both_modes
+@compiled_is_slow
 @pytest.mark.parametrize(
     "added",
     [
@@ -177,7 +177,7 @@ def test_row_10_switching_an_option_shifts_no_key(
                 np.testing.assert_array_equal(other.slot(key, name), expected)
 
 
-@both_modes
+@compiled_is_slow
 def test_row_11_late_average_starts_from_the_weights(
     rng, jit_compile, tmp_path
 ):
@@ -197,7 +197,7 @@ def test_row_11_late_average_starts_from_the_weights(
         np.testing.assert_array_equal(average, variable.numpy())
 
 
-@both_modes
+@compiled_is_slow
 def test_row_12_config_keeps_exclusions(jit_compile):
     def decayed(optimizer):
         variables = helpers.as_variables({"kernel": [1.0], "bias": [1.0]})
@@ -212,7 +212,7 @@ def test_row_12_config_keeps_exclusions(jit_compile):
     assert decayed(tf_adamw.AdamW.from_config(config)) == {"kernel"}
 
 
-@both_modes
+@compiled_is_slow
 def test_row_12_exclusion_after_build_is_honoured(jit_compile):
     variables = helpers.as_variables({"kernel": [1.0], "bias": [1.0]})
     optimizer = tf_adamw.AdamW(0.1, 0.1, jit_compile=jit_compile)

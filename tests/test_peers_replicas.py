@@ -12,7 +12,10 @@ from strategies import ReplicaPair
 pytestmark = pytest.mark.core
 
 every_strategy = pytest.mark.parametrize("name", ["mirrored_2", "central_2"])
-both_modes = pytest.mark.parametrize("mode", ["auto", False])
+both_modes = pytest.mark.parametrize(
+    "mode", [pytest.param("auto", marks=pytest.mark.slow), False]
+)
+FOUR = pytest.param("mirrored_4", marks=pytest.mark.slow)
 SMALL = {"w": np.ones(1, np.float32)}
 
 
@@ -86,7 +89,7 @@ def test_row_5_accumulation_and_overwrite_in_a_function(rng, name, mode):
 
 @both_modes
 @every_strategy
-@pytest.mark.parametrize("then", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("then", ["mirrored_2", FOUR, "central_2"])
 def test_row_6_restore_within_a_window(then, name, mode, tmp_path):
     """The momentum is 4, with both replicas' part of the window."""
     options = {"gradient_accumulation_steps": 2, "beta_1": 0.0}
@@ -175,7 +178,7 @@ def test_decay_at_zero_gradient(rng, way, name, mode):
 
 
 @pytest.mark.parametrize("first", ["mirrored_1", "mirrored_2"])
-@pytest.mark.parametrize("then", ["mirrored_1", "mirrored_2", "mirrored_4"])
+@pytest.mark.parametrize("then", ["mirrored_1", "mirrored_2", FOUR])
 def test_restorable_on_another_replica_count(rng, first, then, tmp_path):
     weights = helpers.random_weights(rng, {"kernel": (3, 5), "bias": (5,)})
     pair = ReplicaPair(strategies.named(first), weights, False)

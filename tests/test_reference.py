@@ -12,7 +12,7 @@ import pytest
 
 import helpers
 from error_bounds import ErrorBound
-from helpers import Pair
+from helpers import Pair, compiled_is_slow
 
 pytestmark = pytest.mark.core
 
@@ -92,6 +92,7 @@ def check_random_run(dtype, jit_compile, options, shapes, steps, seed):
     bound.check(fused=not jit_compile)
 
 
+@pytest.mark.slow
 @helpers.both_modes
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(OPTIONS, SHAPES, STEPS, SEEDS)
@@ -99,6 +100,7 @@ def test_random_float32_runs(jit_compile, options, shapes, steps, seed):
     check_random_run("float32", jit_compile, options, shapes, steps, seed)
 
 
+@pytest.mark.slow
 @helpers.both_modes
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(OPTIONS, SHAPES, STEPS, SEEDS)
@@ -124,13 +126,13 @@ def test_float32_after_20_steps(rng, option, jit_compile):
     assert train_and_measure(rng, option, "float32", jit_compile) <= 2e-6
 
 
-@helpers.both_modes
+@compiled_is_slow
 @helpers.every_option
 def test_float64_after_20_steps(rng, option, jit_compile):
     assert train_and_measure(rng, option, "float64", jit_compile) <= 1e-13
 
 
-@helpers.both_modes
+@compiled_is_slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("iterations", [0, 1, 9, 999, 10**5, 10**9])
 def test_bias_correction(rng, iterations, dtype, jit_compile):
@@ -168,7 +170,7 @@ def test_beta_2_zero(rng, jit_compile):
     assert pair.error() <= 2e-6
 
 
-@helpers.both_modes
+@compiled_is_slow
 def test_large_variable_in_odd_blocks(rng, jit_compile):
     """Above any block size, and no multiple of one; 3 roundings a step."""
     weights = helpers.random_weights(rng, {"w": (1013, 1031), "v": (1048583,)})

@@ -18,8 +18,14 @@ SHAPES = {"kernel": (3, 5), "bias": (5,)}
 PLACES = ["default", "one_device", "mirrored_2", "mirrored_4", "central_2"]
 # What test_crossing.py has not.
 PAIRS = [
-    pair for pair in itertools.product(PLACES, PLACES) if "central_2" in pair
+    pytest.param(*pair, marks=pytest.mark.slow if "mirrored_4" in pair else ())
+    for pair in itertools.product(PLACES, PLACES)
+    if "central_2" in pair
 ]
+FOUR = pytest.param("mirrored_4", marks=pytest.mark.slow)
+every_place = pytest.mark.parametrize(
+    "name", [FOUR if name == "mirrored_4" else name for name in PLACES]
+)
 # Five steps end in the middle of a window and of an overwrite by 3.
 OPTIONS = helpers.OPTIONS["everything"]
 
@@ -50,7 +56,7 @@ def test_saved_on_one_restored_on_another(rng, weights, first, then, tmp_path):
     assert other.reference.iterations == 5
 
 
-@pytest.mark.parametrize("name", PLACES)
+@every_place
 def test_keys_do_not_depend_on_the_strategy(weights, name, tmp_path):
     pair = ReplicaPair(strategies.named(name), weights, False, **OPTIONS)
     slots = ("momentum", "velocity", "velocity_max", "average", "accumulator")
@@ -68,8 +74,8 @@ def test_keys_do_not_depend_on_the_strategy(weights, name, tmp_path):
     } == expected | {"hyperparameters/weight_decay"}
 
 
-@pytest.mark.parametrize("first", ["default", "mirrored_2", "mirrored_4"])
-@pytest.mark.parametrize("then", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("first", ["default", "mirrored_2", FOUR])
+@pytest.mark.parametrize("then", ["mirrored_2", FOUR, "central_2"])
 @pytest.mark.parametrize("way", ["eager", "function"])
 def test_restore_before_a_lazy_build_in_run(
     rng, weights, first, then, way, tmp_path
@@ -111,7 +117,7 @@ def test_going_on_is_bit_identical(mirrored, rng, weights, tmp_path):
         assert bits(again.saved(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("name", PLACES)
+@every_place
 def test_a_failure_half_way(rng, weights, name, tmp_path, monkeypatch):
     """Every replica gets its own sum of the window back."""
     pair = ReplicaPair(strategies.named(name), weights, False, **OPTIONS)
@@ -134,7 +140,7 @@ def test_a_failure_half_way(rng, weights, name, tmp_path, monkeypatch):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("name", ["mirrored_2", FOUR, "central_2"])
 def test_options_switched_on_at_a_restore(rng, weights, name, tmp_path):
     """Averages start from the weights; nothing else is where it was not."""
     strategy = strategies.named(name)

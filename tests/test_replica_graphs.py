@@ -20,6 +20,10 @@ REDUCTIONS = {
 }
 # A packed buffer for each dtype and replica, or a sum for each gradient.
 COUNTS = {"mirrored_2": 2 * 2, "mirrored_4": 3, "central_2": 3}
+FOUR = pytest.param("mirrored_4", marks=pytest.mark.slow)
+every_strategy = pytest.mark.parametrize(
+    "name", ["mirrored_2", FOUR, "central_2"]
+)
 # What a step on an accelerator would have to wait for the host for.
 HOST = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "Print", "PrintV2"}
 SHAPES = {"kernel": (3, 5), "bias": (5,)}
@@ -82,7 +86,7 @@ def reductions(function, name):
 
 
 @pytest.mark.parametrize("mode", [*helpers.JIT_MODES, "auto"])
-@pytest.mark.parametrize("name", REDUCTIONS)
+@every_strategy
 def test_gradients_are_reduced_once_a_step(rng, name, mode):
     """In no compiled program: XLA has no MirroredStrategy's collectives."""
     pair = built_pair(rng, name, mode)
@@ -92,7 +96,7 @@ def test_gradients_are_reduced_once_a_step(rng, name, mode):
 
 
 @pytest.mark.parametrize("mode", [*helpers.JIT_MODES, "auto"])
-@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4"])
+@pytest.mark.parametrize("name", ["mirrored_2", FOUR])
 def test_windows_are_reduced_in_a_conditional(rng, name, mode):
     pair = built_pair(rng, name, mode, gradient_accumulation_steps=3)
     found = reductions(traced(pair), name)
@@ -106,7 +110,7 @@ def test_central_storage_reduces_every_micro_step(rng):
     assert found == {"outside": COUNTS["central_2"]}
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@every_strategy
 @pytest.mark.parametrize(
     "options",
     [
@@ -126,7 +130,7 @@ def test_one_replica_reduces_nothing(rng, name):
     assert not any("Collective" in operation for operation in operations)
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@every_strategy
 @pytest.mark.parametrize("mode", helpers.JIT_MODES)
 @pytest.mark.parametrize("scale", [None, "dynamic"])
 def test_one_program_per_replica(rng, name, mode, scale):
@@ -135,13 +139,14 @@ def test_one_program_per_replica(rng, name, mode, scale):
     pair.optimizer = tf_adamw.AdamW(
         jit_compile=mode, use_ema=True, loss_scale_factor=scale
     )
-    parts = parts_of(traced(pair))
+    function = traced(pair)
+    parts = parts_of(function)
     counted = sum(part["AssignAddVariableOp"] for part in parts.values())
     assert counted == (1 if name == "central_2" else pair.count)
     if mode:
         assert set(parts) - {"compiled"} == {"outside"}
         assert not [op for op in parts["outside"] if op.startswith("Assign")]
-    assert not HOST & set(helpers.operations(traced(pair)))
+    assert not HOST & set(helpers.operations(function))
 
 
 @pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm"])
@@ -155,7 +160,7 @@ def test_norms_are_added_up_in_one_order(rng, clipping):
     assert "AddN" not in helpers.operations(traced(pair))
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@every_strategy
 @pytest.mark.parametrize("window", [None, 2])
 def test_eager_steps_trace_once(rng, functions, name, window):
     pair = built_pair(

@@ -232,7 +232,9 @@ class UsersStrategy(tf.distribute.MirroredStrategy):
         super().__init__(strategies.CPUS[:2], cross_device_ops=operations)
 
 
-@pytest.mark.parametrize("mode", ["auto", False])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("auto", marks=pytest.mark.slow), False]
+)
 @pytest.mark.parametrize("way", ["eager", "function", "loop"])
 def test_strategies_of_the_users(rng, weights, way, mode):
     pair = ReplicaPair(

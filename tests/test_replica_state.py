@@ -16,8 +16,16 @@ pytestmark = pytest.mark.core
 SHAPES = {"kernel": (3, 5), "bias": (5,)}
 ACCUMULATION = {"gradient_accumulation_steps": 2}
 AVERAGES = {"learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.75}
-NAMES = ["one_device", "mirrored_1", "mirrored_2", "mirrored_4", "central_2"]
-every_strategy = pytest.mark.parametrize("name", NAMES)
+every_strategy = pytest.mark.parametrize(
+    "name",
+    [
+        "one_device",
+        pytest.param("mirrored_1", marks=pytest.mark.slow),
+        "mirrored_2",
+        pytest.param("mirrored_4", marks=pytest.mark.slow),
+        "central_2",
+    ],
+)
 
 
 @pytest.fixture
@@ -58,7 +66,12 @@ def test_build(rng, weights, build, made_in_scope, name):
 @every_strategy
 @pytest.mark.parametrize("made_in_scope", [True, False])
 @pytest.mark.parametrize(
-    ("way", "mode"), [("eager", False), ("function", "auto"), ("loop", False)]
+    ("way", "mode"),
+    [
+        ("eager", False),
+        pytest.param("function", "auto", marks=pytest.mark.slow),
+        ("loop", False),
+    ],
 )
 def test_lazy_build_in_run(rng, weights, way, mode, made_in_scope, name):
     strategy = strategies.named(name)
@@ -76,7 +89,9 @@ def test_lazy_build_in_run(rng, weights, way, mode, made_in_scope, name):
 
 @pytest.mark.parametrize("name", ["mirrored_2", "central_2"])
 @pytest.mark.parametrize("lazily", [True, False])
-@pytest.mark.parametrize("way", ["eager", "function"])
+@pytest.mark.parametrize(
+    "way", ["eager", pytest.param("function", marks=pytest.mark.slow)]
+)
 def test_more_variables_later(rng, weights, way, lazily, name):
     strategy = strategies.named(name)
     pair = ReplicaPair(strategy, weights, "auto", built=False, **AVERAGES)
@@ -91,7 +106,9 @@ def test_more_variables_later(rng, weights, way, lazily, name):
 
 @pytest.mark.parametrize("name", ["mirrored_2", "central_2"])
 @pytest.mark.parametrize("where", ["in scope", "outside", "in run"])
-@pytest.mark.parametrize("mode", ["auto", False])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("auto", marks=pytest.mark.slow), False]
+)
 def test_learning_rate_is_assignable(rng, weights, mode, where, name):
     strategy = strategies.named(name)
     pair = ReplicaPair(strategy, weights, mode, made_in_scope=False)

@@ -17,9 +17,15 @@ SKIPPING = {
     "skip_nonfinite": {"skip_nonfinite": True},
     "dynamic": {"loss_scale_factor": tf_adamw.DynamicLossScale(2.0**4, 2)},
 }
+QUICK = [("mirrored_2", False), ("central_2", False)]
 every_place = pytest.mark.parametrize(
-    ("name", "mode"), strategies.SEVERAL_REPLICAS
+    ("name", "mode"),
+    [
+        pytest.param(*place, marks=() if place in QUICK else pytest.mark.slow)
+        for place in strategies.SEVERAL_REPLICAS
+    ],
 )
+FOUR = pytest.param("mirrored_4", marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def weights(rng):
     return helpers.random_weights(rng, SHAPES)
 
 
-@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("name", ["mirrored_2", FOUR, "central_2"])
 @pytest.mark.parametrize("way", ["function", "loop"])
 def test_window_equals_one_step_on_all_of_it(rng, weights, way, name):
     """The gradients are small integers: no sum is rounded."""
@@ -99,7 +105,7 @@ def test_variables_without_gradients_in_a_window(rng, weights, name, mode):
     assert pair.reference.iterations == 4
 
 
-@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4", "central_2"])
+@pytest.mark.parametrize("name", ["mirrored_2", FOUR, "central_2"])
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "none"])
 def test_accumulator_slot(rng, weights, aggregation, name):
     pair = ReplicaPair(
@@ -123,7 +129,7 @@ def check_accumulators(pair, find):
         assert np.all(error <= bound), key
 
 
-@pytest.mark.parametrize("name", ["mirrored_2", "mirrored_4"])
+@pytest.mark.parametrize("name", ["mirrored_2", FOUR])
 def test_accumulator_within_run_is_the_replicas_own(rng, weights, name):
     strategy = strategies.named(name)
     pair = ReplicaPair(strategy, weights, "auto", gradient_accumulation_steps=3)
@@ -141,8 +147,20 @@ def test_accumulator_within_run_is_the_replicas_own(rng, weights, name):
 PLACES = ["one_device", "mirrored_2", "mirrored_4", "central_2"]
 
 
-CHANGES = [("sum", *change) for change in itertools.product(PLACES, PLACES)]
-CHANGES += [("mean", *PLACES[i : i + 2]) for i in range(3)]
+QUICK_CHANGES = [("mirrored_2", "central_2"), ("central_2", "mirrored_2")]
+CHANGES = [
+    pytest.param(
+        "sum",
+        *change,
+        marks=() if change in QUICK_CHANGES else pytest.mark.slow,
+    )
+    for change in itertools.product(PLACES, PLACES)
+]
+CHANGES += [("mean", "one_device", "mirrored_2")]
+CHANGES += [
+    pytest.param("mean", *PLACES[i : i + 2], marks=pytest.mark.slow)
+    for i in (1, 2)
+]
 
 
 @pytest.mark.parametrize(("aggregation", "first", "then"), CHANGES)
@@ -166,6 +184,7 @@ def test_restore_within_a_window(
     other.check()
 
 
+@pytest.mark.slow
 def test_another_length_after_a_restore(rng, weights, tmp_path):
     """The mean is that of the micro-steps that were in the window."""
     first, then = strategies.named("mirrored_2"), strategies.named("mirrored_4")

@@ -76,10 +76,13 @@ def train_20_updates(pair, rng, way="function"):
 # is the same code, compiled for more replicas or for one copy.
 FEW = ["plain", "mean, accumulation", "everything"]
 ALL = [("mirrored_2", "auto"), ("mirrored_2", False), ("central_2", False)]
+QUICK = [("mirrored_2", "auto", "everything"), ("mirrored_2", False, "plain")]
+QUICK += [("central_2", False, option) for option in OPTIONS]
 CASES = [
-    (*place, option)
+    case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow)
     for place in strategies.PLACES
     for option in (OPTIONS if place in ALL else FEW)
+    for case in [(*place, option)]
 ]
 
 
@@ -94,8 +97,8 @@ def test_one_step_and_20(rng, weights, name, mode, option):
     ("name", "option"),
     [
         ("mirrored_2", "plain"),
-        ("mirrored_2", "everything"),
-        ("central_2", "everything"),
+        pytest.param("mirrored_2", "everything", marks=pytest.mark.slow),
+        pytest.param("central_2", "everything", marks=pytest.mark.slow),
         ("one_device", "plain"),
     ],
 )
@@ -106,6 +109,7 @@ def test_every_way_to_call_it(rng, weights, way, name, option):
     train_20_updates(pair, rng, way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["eager", "function"])
 @pytest.mark.parametrize("mode", helpers.JIT_MODES)
 def test_explicit_modes(rng, weights, mode, way):
@@ -114,6 +118,7 @@ def test_explicit_modes(rng, weights, mode, way):
     train_20_updates(pair, rng, way)
 
 
+@pytest.mark.slow
 @every_place
 def test_float64(rng, name, mode):
     weights = helpers.random_weights(rng, helpers.SHAPES, "float64")
@@ -124,7 +129,11 @@ def test_float64(rng, name, mode):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("mirrored_2", "auto"), ("mirrored_2", False), ("central_2", "auto")],
+    [
+        pytest.param("mirrored_2", "auto", marks=pytest.mark.slow),
+        ("mirrored_2", False),
+        pytest.param("central_2", "auto", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("steps", [None, 3])
@@ -154,7 +163,9 @@ def test_low_precision(rng, name, mode, dtype, steps):
 
 
 @pytest.mark.parametrize("name", ["mirrored_2", "central_2"])
-@pytest.mark.parametrize("mode", ["auto", False])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("auto", marks=pytest.mark.slow), False]
+)
 @pytest.mark.parametrize("where", ["in scope", "outside", "callable"])
 def test_hyperparameters_of_the_users(rng, weights, where, mode, name):
     """Variables that the user assigns between steps, and callables."""

@@ -52,7 +52,16 @@ def paths(slot_names, scalars=(), keys=None):
     } | {f"optimizer/{name}" for name in scalars}
 
 
-@pytest.mark.parametrize("option", helpers.OPTIONS)
+QUICK = ("plain", "dynamic_loss_scale", "everything")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=() if option in QUICK else pytest.mark.slow)
+        for option in helpers.OPTIONS
+    ],
+)
 def test_a_full_match(option, tmp_path):
     options = helpers.OPTIONS[option]
     run = Run(5, **options)

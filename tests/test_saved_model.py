@@ -82,7 +82,10 @@ class Continued:
         self.name = name
 
 
-@pytest.fixture(scope="module", params=["plain", "rich"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("plain", marks=pytest.mark.slow), "rich"],
+)
 def continued(request, tmp_path_factory):
     return Continued(request.param, tmp_path_factory.mktemp("saved_model"))
 
@@ -146,6 +149,7 @@ def test_fused_ops_survive(tmp_path):
     assert module.train(loaded, 0, 3) == module.train(trainer, 0, 3)
 
 
+@pytest.mark.slow
 def test_saved_model_cli(tmp_path):
     """It starts from the export each time that it is run."""
     trainer = module.Trainer("rich")

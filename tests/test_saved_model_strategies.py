@@ -139,7 +139,9 @@ def check_weights(loaded, alone):
         assert helpers.relative_error(trained, variable) < 2e-6
 
 
-@pytest.mark.parametrize("name", ["plain", "rich"])
+@pytest.mark.parametrize(
+    "name", ["plain", pytest.param("rich", marks=pytest.mark.slow)]
+)
 def test_loaded_on_replicas(mirrored, name, tmp_path):
     """As live replicas that are given the same sums, bit for bit."""
     export = module.Trainer(name).export(tmp_path / "export")
@@ -173,8 +175,8 @@ def test_made_on_replicas_and_loaded_there(mirrored, tmp_path):
     ("strategy", "aggregation", "jit_compile"),
     [
         ("mirrored_2", "sum", "auto"),
-        ("mirrored_2", "none", "auto"),
-        ("mirrored_4", "sum", False),
+        pytest.param("mirrored_2", "none", "auto", marks=pytest.mark.slow),
+        pytest.param("mirrored_4", "sum", False, marks=pytest.mark.slow),
         ("mirrored_4", "none", False),
     ],
 )

@@ -109,7 +109,12 @@ def test_lazy_build_in_a_function(rng, jit_compile):
     assert pair.error() <= 5e-7
 
 
-@pytest.mark.parametrize("option", ["plain", "everything"])
+plain_is_quick = pytest.mark.parametrize(
+    "option", ["plain", pytest.param("everything", marks=pytest.mark.slow)]
+)
+
+
+@plain_is_quick
 @pytest.mark.parametrize("mode", [*JIT_MODES, "auto"])
 def test_in_a_while_loop(rng, mode, option):
     weights = helpers.random_weights(rng, helpers.SHAPES)
@@ -132,7 +137,7 @@ def test_in_a_while_loop(rng, mode, option):
     assert pair.error() <= 1e-6
 
 
-@pytest.mark.parametrize("option", ["plain", "everything"])
+@plain_is_quick
 @pytest.mark.parametrize("mode", [*JIT_MODES, "auto"])
 @pytest.mark.parametrize("outer_jit", JIT_MODES)
 def test_in_the_callers_compiled_function(rng, outer_jit, mode, option):
