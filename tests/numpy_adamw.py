@@ -25,6 +25,12 @@ def _limit_norm(gradient, norm, limit):
     return gradient * (limit / max(norm, limit))
 
 
+def _factor(multipliers, key):
+    """That of the first pattern that fits."""
+    found = (f for p, f in multipliers.items() if re.search(p, key))
+    return next(found, 1.0)
+
+
 def one_minus_power(beta, t):
     """`1 - beta^t` to float64 accuracy: near one, float64 cancels digits."""
     return np.float64(1 - np.longdouble(beta) ** t)
@@ -60,6 +66,9 @@ class NumpyAdamW:
         gradient_accumulation_steps=None,
         exclude_from_weight_decay=(),
         learning_rate_multipliers=None,
+        weight_decay_multipliers=None,
+        decay_coupling="learning_rate",
+        base_learning_rate=None,
         skip_nonfinite=False,
         round_to=None,
     ):
@@ -85,6 +94,9 @@ class NumpyAdamW:
         self.window = gradient_accumulation_steps or 1
         self.excluded = exclude_from_weight_decay
         self.multipliers = learning_rate_multipliers or {}
+        self.decay_multipliers = weight_decay_multipliers or {}
+        self.decay_coupling = decay_coupling
+        self.base_learning_rate = base_learning_rate
         self.skip_nonfinite = skip_nonfinite
         self.round_to = round_to
         self.iterations = 0
@@ -190,24 +202,35 @@ class NumpyAdamW:
 
     def rate(self, key):
         """The learning rate of one variable at this update."""
-        for pattern, factor in self.multipliers.items():
-            if re.search(pattern, key):
-                return factor * self._now(self.learning_rate)
-        return self._now(self.learning_rate)
+        return _factor(self.multipliers, key) * self._now(self.learning_rate)
+
+    def decay(self, key):
+        """What is subtracted of each unit of a weight at this update."""
+        if any(re.search(pattern, key) for pattern in self.excluded):
+            return 0.0
+        rate = self._now(self.learning_rate)
+        coupling = {
+            "learning_rate": rate,
+            "schedule": rate / (self.base_learning_rate or 1.0),
+            "none": 1.0,
+        }
+        factor = _factor(self.multipliers, key)
+        factor *= _factor(self.decay_multipliers, key)
+        decay = self._now(self.weight_decay)
+        return factor * coupling[self.decay_coupling] * decay
 
     def _update(self, key, gradient):
+        if _factor(self.multipliers, key) == 0:
+            return
         beta_1, beta_2, t = self.beta_1, self.beta_2, self.iterations + 1
         momentum = self._blend("momentum", key, gradient, beta_1)
         velocity = self._blend("velocity", key, gradient**2, beta_2)
         if self.amsgrad:
             largest = self.slots["velocity_max"]
             velocity = largest[key] = np.maximum(largest[key], velocity)
-        rate = self.rate(key)
         correction = np.sqrt(one_minus_power(beta_2, t))
-        alpha = rate * correction / one_minus_power(beta_1, t)
-        decay = rate * self._now(self.weight_decay)
-        if any(re.search(pattern, key) for pattern in self.excluded):
-            decay = 0.0
+        alpha = self.rate(key) * correction / one_minus_power(beta_1, t)
+        decay = self.decay(key)
         weight = self.weights[key]
         gain = alpha / (np.sqrt(velocity) + self.epsilon)
         self.last_gains[key] = gain
@@ -224,6 +247,7 @@ class NumpyAdamW:
         self.weights[key] = value
 
     def _average(self, updated):
+        updated = [k for k in updated if _factor(self.multipliers, k) != 0]
         for key in updated:
             momentum = self.ema_momentum if key in self.averaged else 0.0
             self.averaged.add(key)

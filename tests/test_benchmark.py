@@ -24,10 +24,10 @@ ROOT = pathlib.Path(tpu_scripts.__file__).parents[1]
 SHAPES = {"kernel": (7, 5), "bias": (5,), "scale": ()}
 
 
-def run_command(folder, *arguments):
+def run_command(folder, *arguments, module="tpu_scripts.benchmark"):
     path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     return subprocess.run(
-        [sys.executable, "-m", "tpu_scripts.benchmark", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -106,6 +106,20 @@ def test_tables_have_every_peer(ended):
     assert "figures: figures.json" in lines
     picture = image.imread(folder / "plot.png")
     assert (picture[0, 0] == 1).all()  # white
+
+
+def test_rows(tmp_path):
+    command = run_command(
+        tmp_path,
+        "--rows=1000",
+        "--touched=10",
+        "--rounds=2",
+        module="tpu_scripts.benchmark_rows",
+    )
+    assert command.returncode == 0, command.stderr
+    plain, other = command.stdout.splitlines()
+    assert plain.startswith("plain: dense ") and plain.endswith("%")
+    assert other.startswith("global_clipnorm") and other.endswith("%")
 
 
 def test_refusals_are_one_line(tmp_path):

@@ -1,5 +1,10 @@
-"""The programs of each page in docs/ run as they stand, in their order."""
+"""The programs of each page in docs/ run as they stand.
 
+Those of the guide one by one, those of another page in their order.
+"""
+
+import collections
+import json
 import os
 import pathlib
 import re
@@ -9,12 +14,14 @@ import sys
 import pytest
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
+GUIDE = "guide"
+PAGES = [path.stem for path in DOCS.glob("*.md") if path.stem != GUIDE]
 LINK = re.compile(r"\]\(([^)#:]+)\)")
-
-
-def fenced(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
+# A heading, or a program with what it prints.
+PARTS = re.compile(
+    r"^#+ ([^\n]+)$|^```python\n(.*?)^```$(?:\n+^```none\n(.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
 
 # Each program goes on with the names of the one before it.
 RUN = """
@@ -23,34 +30,110 @@ names = {}
 for path in sys.argv[1:]:
     names = runpy.run_path(path, names)
 """
+# Each has a process of its own, and all one import of TensorFlow, which
+# starts no thread.
+RUN_EACH = """
+import json, os, runpy, sys, traceback
+import keras, tensorflow, tf_adamw
+codes = []
+for path in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        for stream, ending in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{path}.{ending}", os.O_CREAT | os.O_RDWR), stream)
+        code = 1
+        try:
+            runpy.run_path(path)
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        print(end="", flush=True)
+        os._exit(code)  # Python's own end takes a second.
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
 
 
-@pytest.mark.parametrize("name", [path.stem for path in DOCS.glob("*.md")])
+def fenced(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def text_of(name, folder):
+    """A page that writes to the folder in place of /tmp."""
+    return (DOCS / f"{name}.md").read_text().replace("/tmp/", f"{folder}/")
+
+
+def python(code, paths, folder):
+    return subprocess.run(
+        [sys.executable, "-c", code, *paths],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_programs_run(name, tmp_path):
     """What a page shows below a program is what that prints.
 
     In a process of its own: the pages make strategies, which collide with
     those of other tests.
     """
-    # Pages write to /tmp.
-    text = (DOCS / f"{name}.md").read_text().replace("/tmp/", f"{tmp_path}/")
+    text = text_of(name, tmp_path)
     paths = []
     for number, code in enumerate(fenced(text, "python")):
         paths.append(tmp_path / f"{name}_{number}.py")
         paths[-1].write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *paths],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python(RUN, paths, tmp_path)
     assert done.returncode == 0, done.stderr
     for shown in re.findall(
         r"```python\n[^`]*```\n+```none\n(.*?)```", text, re.DOTALL
     ):
         assert shown in done.stdout
+
+
+def programs(text):
+    """{heading in small letters: (a program of the guide, what it prints)}."""
+    found, heading, count = {}, "", collections.Counter()
+    for title, code, shown in PARTS.findall(text):
+        if title:
+            heading = "_".join(re.findall(r"\w+", title.lower()))
+            continue
+        count[heading] += 1
+        number = count[heading]
+        found[heading + f"_{number}" * (number > 1)] = code, shown
+    return found
+
+
+@pytest.fixture(scope="module")
+def guide_runs(tmp_path_factory):
+    """{name of a program: exit code, output, errors, what is shown}."""
+    folder = tmp_path_factory.mktemp(GUIDE)
+    every = programs(text_of(GUIDE, folder))
+    paths = [folder / f"{name}.py" for name in every]
+    for path, (code, _) in zip(paths, every.values(), strict=True):
+        path.write_text(code)
+    done = python(RUN_EACH, paths, folder)
+    assert done.returncode == 0, done.stderr
+    return {
+        path.stem: (
+            code,
+            path.with_suffix(".py.out").read_text(),
+            path.with_suffix(".py.err").read_text(),
+            every[path.stem][1],
+        )
+        for path, code in zip(paths, json.loads(done.stdout), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", programs((DOCS / f"{GUIDE}.md").read_text()))
+def test_program_of_the_guide_prints_what_is_shown(name, guide_runs):
+    code, output, errors, shown = guide_runs[name]
+    assert code == 0, errors
+    assert output == shown
+    assert shown
 
 
 def test_links_lead_somewhere():

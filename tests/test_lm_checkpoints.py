@@ -71,7 +71,15 @@ def test_no_flipped_byte_of_the_data_gets_through(run):
     assert_same(run.values(), run.saved[12])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"damaged", b"\xff\x00\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        pytest.param(b"", marks=pytest.mark.slow),
+        b"damaged",
+        pytest.param(b"\xff\x00\n", marks=pytest.mark.slow),
+    ],
+)
 @any_damage_or_none
 def test_without_the_state_file_it_looks_at_the_files(
     run, content, damage, capfd

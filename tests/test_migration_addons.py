@@ -128,7 +128,9 @@ def test_what_their_files_tell():
     assert source.optimizer == "TF-Addons AdamW"
     assert source.decay_coupling == "none"
     assert source.settings["weight_decay"] == 2.0**-8
-    assert source.weight_decay == 2.0**-2
+    assert source.weight_decay() == 2.0**-2
+    assert source.arguments()["decay_coupling"] == "none"
+    assert source.arguments()["weight_decay"] == 2.0**-8
     assert source.assumed == {"epsilon"}
     path = FILES / "adam_weight_decay" / "checkpoint"
     source = migration.read("adam_weight_decay", path)

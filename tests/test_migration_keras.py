@@ -25,12 +25,15 @@ OPTIONS = {
     "AMSGrad and EMA": {"amsgrad": True, **EMA},
 }
 CASES = [("plain", kind) for kind in FORMATS] + [
-    ("AMSGrad", ".weights.h5"),
-    ("EMA", ".weights.h5"),
-    ("EMA", ".h5"),
-    ("AMSGrad and EMA", ".weights.h5"),
-    ("AMSGrad and EMA", "checkpoint"),
+    pytest.param(option, kind, marks=pytest.mark.slow)
+    for option, kind in (
+        ("AMSGrad", ".weights.h5"),
+        ("EMA", ".weights.h5"),
+        ("EMA", ".h5"),
+        ("AMSGrad and EMA", ".weights.h5"),
+    )
 ]
+CASES += [("AMSGrad and EMA", "checkpoint")]
 both = pytest.mark.parametrize("library", LIBRARIES)
 few_formats = pytest.mark.parametrize(
     "kind", [".weights.h5", ".keras", "checkpoint"]
@@ -161,6 +164,7 @@ def test_excluded_variables(rng, tmp_path, library, kind):
     run.check(imported, f"{PEOPLE[library]} AdamW, exclusions, {kind}")
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
 def test_clips(rng, tmp_path, library, clip):
@@ -171,6 +175,7 @@ def test_clips(rng, tmp_path, library, clip):
     run.check(imported, f"{PEOPLE[library]} AdamW, {clip}, .keras", 1)
 
 
+@pytest.mark.slow
 @both
 @few_formats
 def test_a_schedule_is_no_number(rng, tmp_path, library, kind):
@@ -185,6 +190,7 @@ def test_a_schedule_is_no_number(rng, tmp_path, library, kind):
     run.check(imported, f"{PEOPLE[library]} AdamW, a schedule, {kind}", 1)
 
 
+@pytest.mark.slow
 @both
 @all_formats
 def test_loss_scale_optimizer(rng, tmp_path, library, kind):

@@ -32,7 +32,14 @@ def trained(rng, library, steps=1, name="AdamW"):
 
 @both
 @pytest.mark.parametrize("kind", [".keras", ".weights.h5", "checkpoint"])
-@pytest.mark.parametrize("name", ["SGD", "Nadam", "Adamax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SGD",
+        pytest.param("Nadam", marks=pytest.mark.slow),
+        pytest.param("Adamax", marks=pytest.mark.slow),
+    ],
+)
 def test_other_optimizers_refused(rng, tmp_path, library, kind, name):
     if (library, kind, name != "SGD") == ("tf_keras", ".weights.h5", True):
         # Such a file tells neither names nor the class: it is as Adam's.

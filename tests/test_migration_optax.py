@@ -12,7 +12,9 @@ from optax_training import DTYPES, FORMATS, MASK, SHAPES, Trained, flattened
 from tf_adamw import migration
 
 
-@pytest.mark.parametrize("steps", [1, 7, 300])
+@pytest.mark.parametrize(
+    "steps", [1, 7, pytest.param(300, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_next_step(rng, tmp_path, dtype, steps):
     wide = contextlib.nullcontext()

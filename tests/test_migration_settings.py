@@ -1,6 +1,8 @@
 """What an import says of settings that are not the source's, of any source."""
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from made_sources import SETTINGS, built, refused, source_of
 from tf_adamw import migration
@@ -81,13 +83,69 @@ def test_a_rate_that_is_replaced_is_a_note():
 def test_no_default_stands_in_for_a_decay(without, coupling, words):
     source = source_of(without=[without], decay_coupling=coupling)
     with pytest.raises(ValueError, match=words) as refusal:
-        source.arguments()
+        source.arguments(decay_coupling="learning_rate")
     assert "\n" not in str(refusal.value)
     given = source.arguments(weight_decay=0.5, learning_rate=0.1)
     assert (given["weight_decay"], given["learning_rate"]) == (0.5, 0.1)
     # An optimizer that was made otherwise keeps its own, and says so.
     report = migration.import_state(built()[0], source)
     assert any(n.startswith("weight_decay is") for n in report.differences)
+
+
+COUPLINGS = {
+    "learning_rate": {},
+    "none": {"decay_coupling": "none"},
+    "schedule": {"decay_coupling": "schedule", "base_learning_rate": 2.0},
+}
+
+
+@pytest.mark.parametrize("there", ["learning_rate", "none"])
+@pytest.mark.parametrize("here", COUPLINGS)
+def test_the_next_step_decays_alike(here, there):
+    source = source_of(decay_coupling=there)
+    optimizer, variables = built(**COUPLINGS[here])
+    report = migration.import_state(optimizer, source)
+    assert (here == there) != any("decays by" in n for n in report.notes)
+    kernel = variables["kernel"]
+    before = kernel.numpy()
+    for slot in optimizer.slots["kernel"].values():
+        slot.assign(tf.zeros_like(slot))
+    optimizer.apply([tf.zeros_like(v) for v in variables.values()])
+    decay = SETTINGS["weight_decay"]
+    if there == "learning_rate":
+        decay *= SETTINGS["learning_rate"]
+    np.testing.assert_allclose(kernel, before * (1 - decay), rtol=1e-6)
+
+
+def test_a_schedule_that_has_ended_at_zero():
+    settings = {**SETTINGS, "learning_rate": 0.0}
+    source = source_of(settings=settings)
+    assert source.weight_decay("schedule", 2.0) == 2 * SETTINGS["weight_decay"]
+    assert source.weight_decay("none") == 0.0
+    decay_alone = source_of(settings=settings, decay_coupling="none")
+    assert decay_alone.weight_decay("learning_rate") is None
+
+
+def test_arguments_of_a_decay_apart_from_the_rate():
+    source = source_of(without=["learning_rate"], decay_coupling="none")
+    arguments = source.arguments()
+    assert arguments["decay_coupling"] == "none"
+    assert arguments["weight_decay"] == SETTINGS["weight_decay"]
+
+
+def test_arguments_of_a_decay_that_follows_the_schedule():
+    source = source_of()
+    arguments = source.arguments(decay_coupling="schedule")
+    # lr / base is 1 in the next step.
+    assert arguments["base_learning_rate"] == SETTINGS["learning_rate"]
+    decay = SETTINGS["learning_rate"] * SETTINGS["weight_decay"]
+    assert arguments["weight_decay"] == decay
+    with pytest.raises(ValueError, match="base_learning_rate"):
+        source.arguments(
+            decay_coupling="schedule", learning_rate=lambda step: 0.1
+        )
+    with pytest.raises(ValueError, match=r"decay_coupling must be one of"):
+        source.arguments(decay_coupling="rate")
 
 
 def test_a_rate_of_its_own_that_is_not_told():

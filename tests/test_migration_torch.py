@@ -9,7 +9,9 @@ from tf_adamw import migration
 from torch_training import DTYPES, SHAPES, TRANSPOSE, Trained
 
 
-@pytest.mark.parametrize("steps", [1, 7, 300])
+@pytest.mark.parametrize(
+    "steps", [1, 7, pytest.param(300, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_next_step(rng, tmp_path, dtype, amsgrad, steps):

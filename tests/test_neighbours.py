@@ -254,3 +254,43 @@ def test_half_of_the_operations_of_keras(jit_compile):
         lambda: tf_adamw.AdamW(schedule, jit_compile=jit_compile)
     )
     assert 2 * ours <= per_variable(lambda: keras.optimizers.AdamW(schedule))
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "none"])
+def test_sonnet_replicator(aggregation):
+    """Sonnet's strategy, whose variables are ON_READ; reduced by it or us."""
+    strategy = snt.distribute.Replicator(
+        ["/cpu:0", "/cpu:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    single = sonnet_module()
+    with strategy.scope():
+        module = sonnet_module()
+        optimizer = tf_adamw.AdamW(0.01, aggregation=aggregation)
+    for ours, theirs in zip(module.variables, single.variables, strict=True):
+        ours.assign(theirs)
+    optimizer.build(module)
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((module(inputs) - 0.25) ** 2)
+        variables = module.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        if aggregation == "none":
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce("mean", gradients)
+        optimizer.apply(gradients, variables)
+
+    halves = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(
+            np.split(INPUTS, 2)[context.replica_id_in_sync_group]
+        )
+    )
+    for _ in range(5):
+        strategy.run(step, args=(halves,))
+    train(tf_adamw.AdamW(0.01), single, 5)
+    for ours, expected in zip(module.variables, weights(single), strict=True):
+        one, other = strategy.experimental_local_results(ours)
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, expected, rtol=2e-6, atol=2e-7)

@@ -26,6 +26,12 @@ FIXED = {
     "skip_nonfinite": True,
     "jit_compile": False,
     "name": "other",
+    "decay_coupling": "none",
+    "base_learning_rate": 0.5,
+    "sparse_updates": "lazy",
+    "learning_rate_multipliers": {"kernel": 0.5},
+    "weight_decay_multipliers": {"kernel": 0.5},
+    "norm_groups": {"all": ""},
 }
 
 

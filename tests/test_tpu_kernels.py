@@ -18,6 +18,7 @@ from tpu_steps import OPTIONS, called, conditional, traced
 pytestmark = pytest.mark.core
 
 ON_TPU = True not in JIT_MODES
+QUICK = ("plain", "global_clipnorm", "all_dynamic")
 X = tf.TensorSpec([4, 2])
 GROUPS = [[0, 1, 2, 3]]
 COLLECTIVES = {
@@ -63,12 +64,23 @@ def traced_on_variable(step):
         return trace(strategy, lambda x: step(w, x), X)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=() if option in QUICK else pytest.mark.slow)
+        for option in OPTIONS
+    ],
+)
 def test_options(option):
     check(traced(**OPTIONS[option]).program)
 
 
-@pytest.mark.parametrize("option", ["plain", "all_dynamic"])
+few_options = pytest.mark.parametrize(
+    "option", ["plain", pytest.param("all_dynamic", marks=pytest.mark.slow)]
+)
+
+
+@few_options
 @pytest.mark.parametrize("aggregation", ["mean", "none"])
 def test_aggregations(aggregation, option):
     options = {**OPTIONS[option], "aggregation": aggregation}
@@ -84,7 +96,7 @@ def looped(optimizer, variables, gradients):
     return tf.while_loop(lambda i, _: i < 3, body, start)
 
 
-@pytest.mark.parametrize("option", ["plain", "all_dynamic"])
+@few_options
 @pytest.mark.parametrize("step", [looped, conditional, called])
 def test_ways_to_write_a_step(step, option):
     check(traced(step, **OPTIONS[option]).program)

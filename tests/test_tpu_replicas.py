@@ -24,6 +24,7 @@ VARIED = (
     "everything",
     "all_dynamic",
 )
+QUICK = ("plain", "accumulation", "all_dynamic")
 
 
 class Run:
@@ -95,7 +96,13 @@ def random_gradients(rng):
     }
 
 
-@pytest.mark.parametrize("option", VARIED)
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=() if option in QUICK else pytest.mark.slow)
+        for option in VARIED
+    ],
+)
 def test_replicas_do_what_one_would_with_all_gradients(rng, option):
     run = Run(rng, **OPTIONS[option])
     for _ in range(7):

@@ -16,7 +16,10 @@ from tpu_steps import OPTIONS, build, called, conditional, traced
 
 pytestmark = pytest.mark.core
 
-each_size = pytest.mark.parametrize("replicas", [8, 256])
+QUICK = ("plain", "global_clipnorm", "mean", "accumulation", "all_dynamic")
+each_size = pytest.mark.parametrize(
+    "replicas", [8, pytest.param(256, marks=pytest.mark.slow)]
+)
 
 
 def check(step, reduced=SHAPES, path=()):
@@ -62,7 +65,13 @@ def test_one_all_reduce_per_window(replicas):
     assert len({o.path for o in step.program.all_reduces()}) == 1
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=() if option in QUICK else pytest.mark.slow)
+        for option in OPTIONS
+    ],
+)
 def test_options_add_no_all_reduce(option):
     options = OPTIONS[option]
     windows = "gradient_accumulation_steps" in options
@@ -74,7 +83,9 @@ def test_reduced_gradients_are_not_reduced_again(option):
     check(traced(aggregation="none", **OPTIONS[option]), reduced=[])
 
 
-@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+@pytest.mark.parametrize(
+    "dtype", [tf.bfloat16, pytest.param(tf.float16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("option", ["plain", "ema", "accumulation"])
 def test_low_precision(option, dtype):
     step = traced(dtype=dtype, **OPTIONS[option])
@@ -114,7 +125,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("option", ["plain", "all_dynamic"])
+@pytest.mark.parametrize(
+    "option", ["plain", pytest.param("all_dynamic", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_write_a_step(way, option):
     options = OPTIONS[option]
@@ -172,7 +185,9 @@ def build_lazily(strategy, optimizer, variables):
 @pytest.mark.parametrize(
     "build", [build_in_scope, build, build_twice, build_lazily]
 )
-@pytest.mark.parametrize("option", ["plain", "all_dynamic"])
+@pytest.mark.parametrize(
+    "option", [pytest.param("plain", marks=pytest.mark.slow), "all_dynamic"]
+)
 def test_state_is_on_every_core(option, build):
     options = OPTIONS[option]
     step = traced(build=build, **options)

@@ -76,7 +76,7 @@ class Replicas:
         results = []
         for number, (on_device, graph, names) in enumerate(self._replicas):
             # TPUStrategy puts an argument of its own before the others.
-            given = [tf.constant(0), *arguments[number]]
+            given = [tf.constant(number), *arguments[number]]
             inputs = dict(zip(self._arguments, given, strict=True))
             with tf.device(on_device.name):
                 for name, variable in self._variables.items():

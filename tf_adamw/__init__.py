@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from tf_adamw import checkpoint
 from tf_adamw.adamw import AdamW
+from tf_adamw.groups import layerwise_decay
 from tf_adamw.loss_scale import DynamicLossScale
 from tf_adamw.one_pass import fuse_on_cpu
 from tf_adamw.step import ApplyResult
+from tf_adamw.watching import write_summaries
 
 if TYPE_CHECKING:
     from tf_adamw import migration
@@ -22,14 +24,17 @@ __all__ = [
     "__version__",
     "checkpoint",
     "fuse_on_cpu",
+    "layerwise_decay",
     "migration",
+    "write_summaries",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
-    # Few need it, and it would be a third of the time that the import takes.
-    if name == "migration":
-        return importlib.import_module("tf_adamw.migration")
+    # Few need the first, and it would be a third of the time that the import
+    # takes. The others import Keras.
+    if name in ("migration", "keras", "tf_keras"):
+        return importlib.import_module(f"tf_adamw.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

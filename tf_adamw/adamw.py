@@ -6,6 +6,7 @@ update itself `update_rule.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,15 +16,17 @@ from tf_adamw import aggregation as reduction
 from tf_adamw import (
     arguments,
     configuration,
+    decay,
+    groups,
     loss_scale,
     sharding,
     summary,
+    tpu_embedding,
 )
 from tf_adamw.compilation import Programs
-from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list, raw_variable
-from tf_adamw.patterns import Exclusions, Multipliers
+from tf_adamw.patterns import Selection
 from tf_adamw.step import ApplyResult, Step
 
 PLAIN_OPTIONS = (
@@ -36,9 +39,19 @@ PLAIN_OPTIONS = (
     "ema_overwrite_frequency",
     "gradient_accumulation_steps",
     "name",
+    "decay_coupling",
+    "base_learning_rate",
     "aggregation",
     "skip_nonfinite",
+    "sparse_updates",
     "jit_compile",
+)
+SPARSE_UPDATES = ("dense", "lazy")
+GROUPS = (
+    "exclude_from_weight_decay",
+    "learning_rate_multipliers",
+    "weight_decay_multipliers",
+    "norm_groups",
 )
 
 
@@ -91,11 +104,25 @@ class AdamW(Step):
       name: of the module.
       exclude_from_weight_decay: which variables are not decayed: a list of
         regular expressions, searched in the keys and the variables' names,
-        and of variables; or a predicate on the key. Each has to match when
-        variables are built.
-      learning_rate_multipliers: a dict of regular expressions and factors on
-        the learning rate, decay included, numbers or scalar variables; the
-        first pattern that matches a variable counts.
+        and of variables; or a predicate on the key. Each pattern and variable
+        has to match when variables are built.
+      learning_rate_multipliers: a dict, or a list of pairs, of what selects
+        variables, as above, and factors on their learning rate, numbers or
+        scalar variables; the first that selects a variable counts. The update
+        and the decay are scaled, the gradient is not: it counts in a clip's
+        norm and in checks. (A dict has a variable as `variable.ref()`.) A
+        factor of 0 leaves the variables and their state alone; raised after
+        many updates, it makes steps up to six times as long at first, since
+        moments start from zero: raise it gradually. See also
+        `layerwise_decay`.
+      weight_decay_multipliers: likewise, factors on the weight decay.
+      decay_coupling: what the weight decay is multiplied by at each step:
+        "learning_rate"; "schedule": `lr / base_learning_rate`, so that the
+        decay follows the schedule and not the base rate, as in the paper; or
+        "none": 1, as in TensorFlow Addons.
+      base_learning_rate: for "schedule": by default the number given as
+        learning rate, or what one of Keras's schedules warms up to or starts
+        from.
       aggregation: how the gradients of the replicas are reduced: "sum" (the
         loss of each replica is its part of the whole batch's loss), "mean"
         (each is the mean over its own part), or "none": they are reduced
@@ -103,6 +130,15 @@ class AdamW(Step):
       skip_nonfinite: whether a step whose reduced gradients are not all finite
         changes nothing, on any replica. With accumulation the window is
         dropped.
+      sparse_updates: "dense": an `IndexedSlices` is what the gradient is that
+        has zeros in the other rows. "lazy": only the rows that it has are
+        updated, with their state, and decayed, at a cost that depends on
+        their number alone. With an `ema_overwrite_frequency` their averages
+        alone become weights. Not with gradient accumulation, which sums up
+        whole tables.
+      norm_groups: a dict of names and what selects variables, as above: groups
+        whose `update_norm` and `weight_norm` each `apply` returns. It reads
+        their weights as a whole then, lazily updated ones, too.
       jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
         Adam ops, "auto" takes the first where it is to be had. The ops
         subtract the decay apart from the update, which rounds it away where
@@ -141,9 +177,14 @@ class AdamW(Step):
         name: str = "adamw",
         *,
         exclude_from_weight_decay: Any = None,
-        learning_rate_multipliers: Mapping[str, Any] | None = None,
+        learning_rate_multipliers: Any = None,
+        weight_decay_multipliers: Any = None,
+        decay_coupling: str = "learning_rate",
+        base_learning_rate: float | None = None,
         aggregation: str = "sum",
         skip_nonfinite: bool = False,
+        sparse_updates: str = "dense",
+        norm_groups: Mapping[str, Any] | None = None,
         jit_compile: bool | str = "auto",
     ) -> None:
         steps = arguments.optional_count(
@@ -161,8 +202,15 @@ class AdamW(Step):
                 beta_2=beta_2,
                 epsilon=epsilon,
             ),
-            Exclusions(exclude_from_weight_decay),
-            Multipliers(arguments.multipliers(learning_rate_multipliers)),
+            Selection("exclude_from_weight_decay", exclude_from_weight_decay),
+            *(
+                groups.Multipliers(name, given)
+                for name, given in (
+                    ("learning_rate_multipliers", learning_rate_multipliers),
+                    ("weight_decay_multipliers", weight_decay_multipliers),
+                )
+            ),
+            groups.NormGroups(norm_groups),
             amsgrad=arguments.flag("amsgrad", amsgrad),
             use_ema=arguments.flag("use_ema", use_ema),
             accumulation_steps=steps,
@@ -183,12 +231,31 @@ class AdamW(Step):
         self.ema_overwrite_frequency = arguments.optional_count(
             "ema_overwrite_frequency", ema_overwrite_frequency
         )
+        self.decay_coupling = arguments.choice(
+            "decay_coupling", decay_coupling, decay.COUPLINGS
+        )
+        self.base_learning_rate = decay.base_rate(
+            decay_coupling, learning_rate, base_learning_rate
+        )
+        self.sparse_updates = arguments.choice(
+            "sparse_updates", sparse_updates, SPARSE_UPDATES
+        )
+        if self._lazy and (steps or 1) > 1:
+            raise ValueError(
+                'sparse_updates="lazy" is not to be had with '
+                f"gradient_accumulation_steps={steps}, which sums up whole "
+                'tables: take "dense".'
+            )
         self.loss_scale_factor = scale
         self.skip_nonfinite = arguments.flag("skip_nonfinite", skip_nonfinite)
         self.jit_compile = arguments.jit_mode(jit_compile)
         self._programs = Programs()
         self._fixed = frozenset(
-            (*PLAIN_OPTIONS, "loss_scale_factor", "beta_1", "beta_2", "epsilon")
+            (
+                *PLAIN_OPTIONS,
+                *GROUPS,
+                *("loss_scale_factor", "beta_1", "beta_2", "epsilon"),
+            )
         )
 
     @property
@@ -281,24 +348,24 @@ class AdamW(Step):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, as JSON-able values.
 
-        Variables are represented by their values, and excluded variables by
-        patterns on their keys.
+        Variables are represented by their values; where variables or a
+        predicate select variables, patterns on their keys do.
 
         Raises:
-          ValueError: if a callable without `get_config` was given.
+          ValueError: if a callable without `get_config` was given, or a
+            predicate, and nothing is built.
         """
-        plain = {name: getattr(self, name) for name in PLAIN_OPTIONS}
         return {
             **configuration.hyperparameter_config(self.hyperparameters),
-            **plain,
+            **{name: getattr(self, name) for name in PLAIN_OPTIONS},
             "loss_scale_factor": configuration.loss_scale_config(
                 self.loss_scale_factor
             ),
-            "exclude_from_weight_decay": configuration.exclusion_config(
-                self._exclusions, self._registry
-            ),
-            "learning_rate_multipliers": configuration.multiplier_config(
-                self._multipliers.factors
+            **configuration.group_config(
+                self._exclusions,
+                (self._multipliers, self._decay_multipliers),
+                self._norm_groups,
+                self._registry,
             ),
         }
 
@@ -315,18 +382,22 @@ class AdamW(Step):
           custom_objects: classes of schedules by name, before those that are
             imported from where they were defined.
         """
-        scale = config.get("loss_scale_factor")
-        if isinstance(scale, Mapping):
-            scale = loss_scale.DynamicLossScale(**scale)
-            config = {**config, "loss_scale_factor": scale}
-        return cls(
-            **{
-                name: configuration.restored(value, custom_objects)
-                if name in HYPERPARAMETERS
-                else value
-                for name, value in config.items()
-            }
+        restored = functools.partial(
+            configuration.restored, custom_objects=custom_objects
         )
+        return cls(**configuration.arguments_of(config, restored))
+
+    def as_tpu_embedding_optimizer(
+        self,
+    ) -> tf.tpu.experimental.embedding.Adam:
+        """Returns the optimizer for tables that TPUs keep themselves.
+
+        See `tpu_embedding.as_tpu_embedding_optimizer` for what differs.
+
+        Raises:
+          ValueError: if the tables' optimizer cannot do what this one does.
+        """
+        return tpu_embedding.as_tpu_embedding_optimizer(self)
 
     def summary(self) -> str:
         """Returns a table of what is done to each variable, for printing."""

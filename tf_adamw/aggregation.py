@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw import replicas
+from tf_adamw import replicas, rows
 from tf_adamw.dtypes import widen
 
 CHOICES = ("sum", "mean", "none")
@@ -32,33 +32,54 @@ def divisor(how: str) -> int:
     return 1
 
 
-def own(gradients: Iterable[tf.Tensor]) -> list[tf.Tensor]:
+def own(
+    gradients: Iterable[tf.Tensor | tf.IndexedSlices],
+) -> list[tf.Tensor | tf.IndexedSlices]:
     """Returns the gradients as this replica's own float32 or float64 tensors.
 
     TensorFlow takes one tensor object on all replicas for a reduced one.
     Low-precision gradients are widened: their sum needs the digits.
     """
-    return [tf.identity(widen(gradient)) for gradient in gradients]
+    return [
+        rows.own(gradient)
+        if isinstance(gradient, tf.IndexedSlices)
+        else tf.identity(widen(gradient))
+        for gradient in gradients
+    ]
 
 
-def reduce(gradients: Sequence[tf.Tensor], how: str) -> list[tf.Tensor]:
+def reduce(
+    gradients: Sequence[tf.Tensor | tf.IndexedSlices], how: str
+) -> list[tf.Tensor | tf.IndexedSlices]:
     """Returns the gradients reduced across replicas, the same on each.
 
-    They are to be divided by `divisor(how)`.
+    They are to be divided by `divisor(how)`. Rows are gathered: each replica
+    has those of all.
 
     Args:
-      gradients: tensors of any shape and floating dtype.
+      gradients: tensors of any shape and floating dtype, or rows.
       how: "sum" or "mean".
 
     Raises:
       ValueError: if the strategy cannot reduce here.
     """
     context = tf.distribute.get_replica_context()
-    wide = own(gradients)
+    places: dict[bool, list[int]] = {False: [], True: []}
+    for i, gradient in enumerate(gradients):
+        places[isinstance(gradient, tf.IndexedSlices)].append(i)
+    wide = own(gradients[i] for i in places[False])
     operation = "SUM" if divisor(how) > 1 else how.upper()
     reduced = functools.partial(context.all_reduce, operation)
     with refusals_in_a_line(context.strategy):
-        return _by_dtype(reduced, wide, [gradient.dtype for gradient in wide])
+        dtypes = [gradient.dtype for gradient in wide]
+        dense = _by_dtype(reduced, wide, dtypes)
+        sparse = [
+            rows.gathered(context, gradients[i], operation)
+            for i in places[True]
+        ]
+    results = dict(zip(places[False], dense, strict=True))
+    results |= dict(zip(places[True], sparse, strict=True))
+    return [results[i] for i in range(len(gradients))]
 
 
 def reduce_if(
@@ -183,8 +204,11 @@ def merge(
     Returns:
       For each variable one tensor, on the variable's device.
     """
-    merged = []
+    merged: list[Any] = []
     for parts, destination in zip(gradients, destinations, strict=True):
+        if isinstance(parts[0], tf.IndexedSlices):
+            merged.append(rows.joined(parts, how))
+            continue
         if len(parts) == 1 or how == "none":
             merged.append(parts[0])
             continue

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from tf_adamw.keys import unwrapped
 from tf_adamw.loss_scale import DynamicLossScale
-from tf_adamw.patterns import check_pattern
 
 
 class Range(NamedTuple):
@@ -48,6 +45,8 @@ RANGES = {
     "DynamicLossScale.factor": ABOVE_1,
     "ema_overwrite_frequency": COUNT,
     "gradient_accumulation_steps": COUNT,
+    "base_learning_rate": ABOVE_0,
+    "layerwise_decay: rate": Range("a number in (0, 1]", lambda x: 0 < x <= 1),
 }
 
 
@@ -177,36 +176,6 @@ def jit_mode(value: Any) -> bool | str:
     raise ValueError(
         f'jit_compile must be True, False or "auto", got {value!r}.'
     )
-
-
-def multipliers(value: Any) -> dict[str, float | tf.Variable]:
-    """Returns the learning-rate multipliers: patterns and factors.
-
-    Raises:
-      ValueError: if it is no mapping, or a pattern or a factor is invalid.
-    """
-    argument = "learning_rate_multipliers"
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ValueError(
-            f"{argument} must be a dict of patterns and factors, got {value!r}."
-        )
-    checked = {}
-    for pattern, factor in value.items():
-        check_pattern(argument, pattern)
-        plain = factor = unwrapped(factor)
-        if isinstance(factor, tf.Variable):
-            floating_scalar(f"{argument}: the factor of {pattern!r}", factor)
-        else:
-            plain = plain_number(factor)
-            if plain is None or not accepts(FROM_0, plain):
-                raise ValueError(
-                    f"{argument}: the factor of {pattern!r} must be "
-                    f"{FROM_0.text} or a tf.Variable, got {factor!r}."
-                )
-        checked[pattern] = plain
-    return checked
 
 
 def plain_number(value: Any) -> float | None:

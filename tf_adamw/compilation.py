@@ -124,6 +124,8 @@ def _function(
         functools.partial(step, given),
         jit_compile=mode == XLA,
         autograph=False,
+        # The number of rows of a gradient may differ from step to step.
+        reduce_retracing=mode == FUSED,
     )
 
 

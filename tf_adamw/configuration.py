@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from tf_adamw.groups import Multipliers, NormGroups
 from tf_adamw.hyperparameters import NAMES, Hyperparameters
 from tf_adamw.loss_scale import DynamicLossScale
-from tf_adamw.patterns import Exclusions
+from tf_adamw.patterns import Selection
 from tf_adamw.registry import Registry
 
 
@@ -34,41 +34,75 @@ def loss_scale_config(
     return factor
 
 
-def exclusion_config(
-    exclusions: Exclusions, registry: Registry
-) -> list[str] | None:
-    """Returns patterns; a variable becomes one that fits its key alone.
+def group_config(
+    exclusions: Selection,
+    multipliers: Iterable[Multipliers],
+    norm_groups: NormGroups,
+    registry: Registry,
+) -> dict[str, Any]:
+    """Returns what the variables are grouped by, in patterns.
+
+    Multipliers are a dict where each entry is one pattern, otherwise a list of
+    pairs of patterns and a factor.
+
+    Factors that are variables become numbers, as they stand.
 
     Raises:
-      ValueError: if a predicate was given.
+      ValueError: if a predicate was given, and nothing is built.
     """
-    if exclusions.predicate is not None:
-        raise ValueError(
-            "exclude_from_weight_decay is a predicate, which has no JSON "
-            "form; give patterns or variables to use get_config()."
-        )
-    patterns = list(exclusions.patterns)
-    for variable in exclusions.variables:
-        patterns.append(f"^{re.escape(registry.name(variable))}$")
-    return patterns or None
 
+    def patterns(selection: Selection) -> list[str]:
+        return selection.as_patterns(registry.parameters, registry.name)
 
-def multiplier_config(multipliers: Mapping[str, Any]) -> dict[str, float]:
-    """Returns patterns and numbers, those of variables as they stand."""
+    def factors(of: Multipliers) -> dict[str, float] | list[Any]:
+        found = [
+            (patterns(selection), float(tf.convert_to_tensor(factor)))
+            for selection, factor in of.entries
+        ]
+        # A dict, if it can be one: each entry has to count as a whole.
+        different = {entry[0] for entry, _ in found if len(entry) == 1}
+        if len(different) == len(found):
+            return {entry[0]: factor for entry, factor in found}
+        return [[entry, factor] for entry, factor in found]
+
     return {
-        pattern: float(tf.convert_to_tensor(factor))
-        for pattern, factor in multipliers.items()
+        exclusions.argument: patterns(exclusions) or None,
+        **{of.argument: factors(of) for of in multipliers},
+        "norm_groups": {
+            name: patterns(selection)
+            for name, selection in norm_groups.selections.items()
+        },
     }
 
 
-def restored(value: Any, custom_objects: Mapping[str, Any] | None) -> Any:
-    """Returns the schedule that `_described` described, or `value` itself.
+def arguments_of(
+    config: Mapping[str, Any], restored: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Returns the constructor's arguments, of what `get_config` returned.
+
+    Args:
+      config: the dict.
+      restored: makes a schedule of what describes one.
+    """
+    scale = config.get("loss_scale_factor")
+    if isinstance(scale, Mapping):
+        config = {**config, "loss_scale_factor": DynamicLossScale(**scale)}
+    return {
+        name: restored(value)
+        if name in NAMES and isinstance(value, Mapping)
+        else value
+        for name, value in config.items()
+    }
+
+
+def restored(
+    value: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
+) -> Any:
+    """Returns the schedule that `_described` described.
 
     Raises:
       ValueError: if its class is not found.
     """
-    if not isinstance(value, Mapping):
-        return value
     name, module = value["class_name"], value["module"]
     found = (custom_objects or {}).get(name)
     if found is None:

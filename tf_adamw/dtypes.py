@@ -34,3 +34,10 @@ def scalar(value: Any, dtype: tf.DType) -> tf.Tensor:
     if tf.is_tensor(value):
         return tf.cast(value, dtype)
     return tf.constant(value, dtype)
+
+
+def times(factor: tf.Tensor | float, value: tf.Tensor) -> tf.Tensor:
+    """Returns `factor * value`, or `value` itself where the factor is 1.0."""
+    if not tf.is_tensor(factor) and factor == 1.0:
+        return value
+    return scalar(factor, value.dtype) * value

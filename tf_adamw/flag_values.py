@@ -65,6 +65,31 @@ def check_multipliers(items: list[str] | None) -> bool:
     return check_patterns([multiplier(item)[0] for item in items or []])
 
 
+def check_groups(items: list[str] | None) -> bool:
+    """Returns True.
+
+    Raises:
+      ValidationError: one is not NAME=REGEX.
+    """
+    patterns = grouped(items or []).values()
+    return check_patterns([pattern for same in patterns for pattern in same])
+
+
+def grouped(items: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the patterns of each name, of NAME=REGEX.
+
+    Raises:
+      ValidationError: one is not of that form.
+    """
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        name, separator, pattern = item.partition("=")
+        if not separator or not name:
+            raise flags.ValidationError(f"{item!r} is not NAME=REGEX")
+        groups.setdefault(name, []).append(pattern)
+    return groups
+
+
 def multiplier(item: str) -> tuple[str, float]:
     """Returns REGEX=FACTOR as a pair.
 

@@ -16,14 +16,17 @@ from typing import Any
 
 from absl import flags
 
-from tf_adamw.adamw import AdamW
+from tf_adamw.adamw import SPARSE_UPDATES, AdamW
 from tf_adamw.aggregation import CHOICES as AGGREGATIONS
 from tf_adamw.arguments import COUNT, RANGES, UP_TO_1, Range
+from tf_adamw.decay import COUPLINGS
 from tf_adamw.flag_values import (
     OrWord,
+    check_groups,
     check_multipliers,
     check_patterns,
     either,
+    grouped,
     in_range,
     multiplier,
 )
@@ -65,7 +68,12 @@ _NUMBERS: dict[str, tuple[flags.ArgumentParser, str]] = {
         _FLOAT,
         "Where the cosine ends, as a share of the learning rate.",
     ),
-    "weight_decay": (_FLOAT, "Decay of the weights, times the rate."),
+    "weight_decay": (_FLOAT, "Decay of the weights."),
+    "base_learning_rate": (
+        _FLOAT,
+        "What --decay_coupling=schedule divides the rate by. Default: the "
+        "learning rate.",
+    ),
     "beta_1": (_FLOAT, "Decay of the momentum."),
     "beta_2": (_FLOAT, "Decay of the velocity."),
     "epsilon": (_FLOAT, "Added to the root of the velocity."),
@@ -107,6 +115,16 @@ _CHOICES = {
         ["constant", "cosine"],
         "What the rate does after the warm-up.",
     ),
+    "decay_coupling": (
+        list(COUPLINGS),
+        "What the weight decay is multiplied by: the rate, the rate over "
+        "--base_learning_rate, or nothing.",
+    ),
+    "sparse_updates": (
+        list(SPARSE_UPDATES),
+        "What becomes of rows that an embedding's gradient has not; lazy: "
+        "nothing.",
+    ),
     "aggregation": (
         list(AGGREGATIONS),
         "How the gradients of the replicas are reduced.",
@@ -120,6 +138,11 @@ _PATTERNS = {
     "learning_rate_multipliers": (
         "REGEX=FACTOR: the rate of the variables that match is multiplied by "
         "the factor; the first match counts"
+    ),
+    "weight_decay_multipliers": ("REGEX=FACTOR: likewise of the weight decay"),
+    "norm_groups": (
+        "NAME=REGEX: variables of whose updates and weights the norms are "
+        "computed"
     ),
 }
 _ARGUMENTS: dict[str, Any] = {
@@ -175,6 +198,8 @@ def define_adamw_flags(
     for name, check in (
         ("exclude_from_weight_decay", check_patterns),
         ("learning_rate_multipliers", check_multipliers),
+        ("weight_decay_multipliers", check_multipliers),
+        ("norm_groups", check_groups),
     ):
         flags.register_validator(name, check, flag_values=flag_values)
     return list(values)
@@ -201,15 +226,16 @@ def adamw_from_flags(
     arguments: dict[str, Any] = {
         name: flag_values[name].value for name in _ARGUMENTS
     }
-    multipliers = flag_values.learning_rate_multipliers or []
     if arguments["loss_scale_factor"] == "dynamic":
         fields = {f: flag_values[name].value for name, f in _DYNAMIC.items()}
         arguments["loss_scale_factor"] = DynamicLossScale(**fields)
     arguments |= {
         "learning_rate": learning_rate_from_flags(flag_values, decay_steps),
-        "learning_rate_multipliers": dict(map(multiplier, multipliers)),
+        "norm_groups": grouped(flag_values.norm_groups or []),
         "jit_compile": _JIT_COMPILE[flag_values.jit_compile],
     }
+    for name in ("learning_rate_multipliers", "weight_decay_multipliers"):
+        arguments[name] = list(map(multiplier, arguments[name] or []))
     return AdamW(**arguments)
 
 

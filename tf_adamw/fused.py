@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw.dtypes import scalar
-from tf_adamw.handles import Handle
+from tf_adamw.dtypes import scalar, times
+from tf_adamw.handles import Handle, KeptHandle, RowsHandle
 from tf_adamw.scalars import Scalars, one_minus_power, update_number
 
 
@@ -57,9 +57,12 @@ def betas(values: Mapping[str, Any], dtype: tf.DType) -> dict[str, tf.Tensor]:
     }
 
 
-def serves(variable: Handle, momentum: Handle) -> bool:
-    """Whether the ops apply: they want one dtype for weights and moments."""
-    return variable.dtype == momentum.dtype
+def serves(
+    variable: Handle | RowsHandle | KeptHandle,
+    momentum: Handle | RowsHandle | KeptHandle,
+) -> bool:
+    """Whether the ops apply: to whole variables, of the moments' dtype."""
+    return isinstance(variable, Handle) and variable.dtype == momentum.dtype
 
 
 def update(
@@ -70,6 +73,7 @@ def update(
     *,
     decayed: bool,
     multiplier: tf.Tensor | float,
+    decay_multiplier: tf.Tensor | float,
 ) -> None:
     """Applies `update_rule.update` in place, by the fused ops.
 
@@ -85,13 +89,12 @@ def update(
       betas: what `betas` returns.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate, decay included.
+      decay_multiplier: factor on the weight decay.
     """
     weights = handles["weights"]
     dtype = weights.dtype
-    alpha, decay = scalars.alpha, scalars.decay
-    if tf.is_tensor(multiplier) or multiplier != 1.0:
-        factor = scalar(multiplier, dtype)
-        alpha, decay = alpha * factor, decay * factor
+    alpha = times(multiplier, scalars.alpha)
+    decay = times(decay_multiplier, times(multiplier, scalars.decay))
     if decayed:
         # The product is a temporary of the variable's size. Blocks of rows,
         # gathered and scattered back, avoid it at two to three times the cost.

@@ -41,7 +41,64 @@ class Handle(NamedTuple):
         tf.raw_ops.AssignSubVariableOp(resource=self.resource, value=value)
 
 
-Body = Callable[..., None]
+class RowsHandle(NamedTuple):
+    """Some rows of a variable, as a program reads and writes them.
+
+    Attributes:
+      whole: the variable's handle.
+      indices: of the rows. Those of one index are assigned one value; what
+        is beyond the last row XLA leaves out.
+    """
+
+    whole: Handle
+    indices: tf.Tensor
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of the elements."""
+        return self.whole.dtype
+
+    def read(self) -> tf.Tensor:
+        """Returns the rows."""
+        return tf.raw_ops.ResourceGather(
+            resource=self.whole.resource,
+            indices=self.indices,
+            dtype=self.whole.dtype,
+        )
+
+    def assign(self, value: tf.Tensor) -> None:
+        """Sets the rows."""
+        tf.raw_ops.ResourceScatterUpdate(
+            resource=self.whole.resource, indices=self.indices, updates=value
+        )
+
+
+class KeptHandle(NamedTuple):
+    """A variable, or rows of it, that may have to stay as it is.
+
+    Attributes:
+      all: the handle.
+      changes: bool scalar: whether what is assigned is written.
+    """
+
+    all: Handle | RowsHandle
+    changes: tf.Tensor
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of the elements."""
+        return self.all.dtype
+
+    def read(self) -> tf.Tensor:
+        """Returns the value."""
+        return self.all.read()
+
+    def assign(self, value: tf.Tensor) -> None:
+        """Sets the value, if it changes."""
+        self.all.assign(tf.where(self.changes, value, self.all.read()))
+
+
+Body = Callable[..., Any]
 
 
 class Alike:
@@ -62,8 +119,8 @@ class Alike:
         tensors: Mapping[str, tf.Tensor],
         *,
         shared: bool,
-    ) -> None:
-        """Calls `function(static, handles, tensors)`.
+    ) -> Any:
+        """Returns `function(static, handles, tensors)`.
 
         Args:
           function: of `static`, a dict of `Handle`s and a dict of tensors.
@@ -84,8 +141,7 @@ class Alike:
             or replicas.is_tpu(tf.distribute.get_strategy())
         ):
             with placement.beside(first):
-                function(static, given, tensors)
-            return
+                return function(static, given, tensors)
         flat = [*(handle.resource for handle in given.values())]
         flat.extend(tensors.values())
         key = function, static, _kinds(given), _kinds(tensors)
@@ -93,7 +149,7 @@ class Alike:
             self._traced[key] = _trace(
                 functools.partial(function, static), given, tensors, flat
             )
-        self._traced[key](*flat)
+        return self._traced[key](*flat)
 
 
 def _kinds(values: Mapping[str, Handle | tf.Tensor]) -> Hashable:
@@ -107,7 +163,7 @@ def _trace(
     tensors: Mapping[str, tf.Tensor],
     flat: Sequence[tf.Tensor],
 ) -> Callable[..., Any]:
-    def on_flat(*flat: tf.Tensor) -> None:
+    def on_flat(*flat: tf.Tensor) -> Any:
         resources, others = flat[: len(given)], flat[len(given) :]
         handles = {
             name: like._replace(resource=resource)
@@ -115,6 +171,6 @@ def _trace(
                 given.items(), resources, strict=True
             )
         }
-        function(handles, dict(zip(tensors, others, strict=True)))
+        return function(handles, dict(zip(tensors, others, strict=True)))
 
     return tf.function(on_flat, autograph=False).get_concrete_function(*flat)

@@ -96,7 +96,15 @@ def keyed_variables(variables: Any) -> list[tuple[str, Any]]:
     if not hasattr(variables, "trainable_variables"):
         given = map(sharding.whole, as_list("variables", variables))
         return [(own_name(v), v) for v in given]
-    paths = object_paths(variables)
+    try:
+        paths = object_paths(variables)
+    except ValueError as error:
+        # TensorFlow cannot save all objects, and says so at length.
+        raise ValueError(
+            f"build() cannot tell where a {type(variables).__name__} has its "
+            f"variables ({str(error).splitlines()[0][:80]} ...): pass a dict, "
+            "or its trainable_variables."
+        ) from error
     given = map(sharding.whole, variables.trainable_variables)
     return [
         (own_name(v) if has_path(v) else paths.get(id(v), own_name(v)), v)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,15 +13,20 @@ from tf_adamw.registry import Registry
 
 
 def pair(
-    gradients: Sequence[Any], variables: Sequence[Any], registry: Registry
-) -> dict[int, tf.Tensor]:
-    """Checks the gradients and makes them dense.
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    registry: Registry,
+    *,
+    lazy: bool = False,
+) -> dict[int, tf.Tensor | tf.IndexedSlices]:
+    """Checks the gradients and makes them dense, unless `lazy`.
 
     Args:
       gradients: for each variable a tensor of its shape and dtype, an
         `IndexedSlices`, or None.
       variables: the variables, in the order of the gradients.
       registry: knows the keys, for the messages.
+      lazy: whether an `IndexedSlices` stays one.
 
     Returns:
       The gradients that are not None, by their place in `variables`.
@@ -52,7 +57,8 @@ def pair(
         if _fits(gradient, raw):
             paired[place] = gradient
         else:
-            paired[place] = _checked(gradient, raw, registry.name(variable))
+            key = registry.name(variable)
+            paired[place] = _checked(gradient, raw, key, lazy)
     if not paired:
         raise ValueError(
             "No gradient for any variable: "
@@ -72,8 +78,11 @@ def _fits(gradient: Any, variable: tf.Variable) -> bool:
     )
 
 
-def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
+def _checked(
+    gradient: Any, variable: tf.Variable, key: str, lazy: bool
+) -> tf.Tensor | tf.IndexedSlices:
     if isinstance(gradient, tf.IndexedSlices):
+        gradient = _with_indices(gradient, key)
         dtype, shape = gradient.dtype, _sparse_shape(gradient, variable)
     else:
         gradient = _converted(gradient, variable, key)
@@ -89,10 +98,29 @@ def _checked(gradient: Any, variable: tf.Variable, key: str) -> tf.Tensor:
             f"{variable.shape}."
         )
     if isinstance(gradient, tf.IndexedSlices):
-        return dense(gradient, variable, key)
+        make = sparse if lazy else dense
+        return make(gradient, variable, key)
     if not shape.is_fully_defined():
         gradient = tf.ensure_shape(gradient, variable.shape)
     return gradient
+
+
+def _with_indices(slices: tf.IndexedSlices, key: str) -> tf.IndexedSlices:
+    """Returns the slices with indices that are int32 or int64."""
+    values = tf.convert_to_tensor(slices.values)
+    indices = tf.convert_to_tensor(slices.indices)
+    if not indices.dtype.is_integer:
+        raise TypeError(
+            f"The gradient of {key!r} has {indices.dtype.name} indices of rows."
+        )
+    if not values.shape[:1].is_compatible_with(indices.shape):
+        raise ValueError(
+            f"The gradient of {key!r} has values of shape {values.shape} and "
+            f"indices of rows of shape {indices.shape}."
+        )
+    if indices.dtype not in (tf.int32, tf.int64):
+        indices = tf.cast(indices, tf.int64)
+    return tf.IndexedSlices(values, indices, slices.dense_shape)
 
 
 def dense(
@@ -106,10 +134,58 @@ def dense(
     """
     rows = variable.shape[0]
     sharding.check_rows(slices, rows, key)
-    indices = tf.convert_to_tensor(slices.indices)
     with placement.beside(variable):
-        total = tf.math.unsorted_segment_sum(slices.values, indices, rows)
+        total = tf.math.unsorted_segment_sum(
+            slices.values, slices.indices, rows
+        )
     return tf.ensure_shape(total, variable.shape)
+
+
+def sparse(
+    slices: tf.IndexedSlices, variable: tf.Variable, key: str
+) -> tf.IndexedSlices:
+    """Returns the rows as they are.
+
+    Raises:
+      ValueError: as `dense`.
+    """
+    sharding.check_rows(slices, variable.shape[0], key)
+    values = tf.ensure_shape(
+        slices.values, [slices.values.shape[0], *variable.shape[1:]]
+    )
+    return tf.IndexedSlices(values, slices.indices)
+
+
+def row_checks(
+    paired: Mapping[int, tf.Tensor | tf.IndexedSlices],
+    variables: Sequence[Any],
+    registry: Registry,
+) -> list[tf.Operation]:
+    """Checks of rows that are known when a function runs; XLA drops them.
+
+    Args:
+      paired: what `pair` returned.
+      variables: what it was given.
+      registry: likewise.
+
+    Returns:
+      Operations that have to be done before anything changes.
+    """
+    checks = []
+    for place, gradient in paired.items():
+        if tf.executing_eagerly() or not isinstance(gradient, tf.IndexedSlices):
+            continue
+        count = raw_variable(variables[place]).shape[0]
+        indices = gradient.indices
+        inside = tf.logical_and(indices >= 0, indices < count)
+        message = (
+            f"The gradient of {registry.name(variables[place])!r} has a row "
+            f"beyond the {count} of the variable:"
+        )
+        checks.append(
+            tf.debugging.Assert(tf.reduce_all(inside), [message, indices])
+        )
+    return checks
 
 
 def _sparse_shape(

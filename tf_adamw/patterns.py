@@ -1,9 +1,9 @@
-"""Regular expressions on keys: what is decayed, and at which rate."""
+"""Which variables an argument means: patterns, variables, a predicate."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,87 +12,146 @@ from tf_adamw import sharding
 from tf_adamw.keys import as_list, own_name, raw_variable, unwrapped
 from tf_adamw.registry import Parameter, listed
 
-ARGUMENT = "exclude_from_weight_decay"
 
+class Selection:
+    """What an argument selects variables by.
 
-class Exclusions:
-    """What `exclude_from_weight_decay` was given, in the order given."""
+    Args:
+      argument: its name, for the messages.
+      given: regular expressions, searched in the keys and, where none
+        matches, in the variables' own names; variables; a list of both; or a
+        predicate on the key.
 
-    def __init__(self, given: Any = None) -> None:
+    Raises:
+      ValueError: if it is none of these.
+    """
+
+    def __init__(self, argument: str, given: Any = None) -> None:
+        self.argument = argument
         self.patterns: list[str] = []
         self.variables: list[Any] = []
         self.predicate: Callable[[str], bool] | None = None
-        if given is None:
-            return
-        if _is_predicate(given):
+        if callable(given) and not is_variable(given):
             self.predicate = given
             return
-        for entry in _entries(given):
-            if _is_variable(entry):
+        for entry in self._entries(given):
+            if is_variable(entry):
                 self.variables.append(entry)
             else:
-                check_pattern(ARGUMENT, entry)
+                check_pattern(argument, entry)
                 self.patterns.append(entry)
 
-    def extended(self, patterns: Any, variables: Any) -> Exclusions:
+    def __str__(self) -> str:
+        named = [*map(repr, self.patterns), *map(own_name, self.variables)]
+        return ", ".join(named) or "the predicate"
+
+    def extended(self, patterns: Any, variables: Any) -> Selection:
         """Returns a copy with more entries."""
-        copy = Exclusions([*_entries(patterns), *_entries(variables)])
+        copy = Selection(
+            self.argument,
+            [*self._entries(patterns), *self._entries(variables)],
+        )
         copy.predicate = self.predicate
         copy.patterns[:0] = self.patterns
         copy.variables[:0] = self.variables
         return copy
 
+    def _entries(self, given: Any) -> list[Any]:
+        """A list of patterns and variables; one alone is a list of one."""
+        if given is None:
+            return []
+        if hasattr(given, "deref"):  # of a dict with `variable.ref()`
+            given = given.deref()
+        alone = isinstance(given, str) or is_variable(given)
+        return [given] if alone else as_list(self.argument, given)
+
     def resolve(self, parameters: Sequence[Parameter]) -> set[str]:
-        """Returns the keys of the parameters that are not decayed.
+        """Returns the keys of the parameters that are selected.
 
         Raises:
           ValueError: if a pattern or a variable matches no parameter.
         """
-        excluded = set()
+        selected: set[str] = set()
         for pattern in self.patterns:
-            matched = _matched(ARGUMENT, pattern, parameters)
-            excluded.update(parameter.key for parameter in matched)
+            selected |= self._matched(pattern, parameters)
         by_ref = {p.variable.ref(): p.key for p in parameters}
         for variable in self.variables:
             first = next(iter(sharding.shards(variable)), variable)
             ref = raw_variable(first).ref()
             if ref not in by_ref:
                 raise ValueError(
-                    "exclude_from_weight_decay was given the variable "
+                    f"{self.argument} was given the variable "
                     f"{own_name(variable)!r}, which is not one of those "
                     f"passed to build(): {listed(parameters)}."
                 )
-            excluded.add(by_ref[ref])
+            selected.add(by_ref[ref])
         if self.predicate is not None:
-            excluded.update(p.key for p in parameters if self.predicate(p.key))
-        return excluded
+            selected.update(p.key for p in parameters if self.predicate(p.key))
+        return selected
 
+    def _matched(
+        self, pattern: str, parameters: Sequence[Parameter]
+    ) -> set[str]:
+        # The keys come first, so that a pattern that fits one key alone
+        # selects one variable alone.
+        matched = {p.key for p in parameters if re.search(pattern, p.key)} or {
+            p.key for p in parameters if re.search(pattern, p.name)
+        }
+        if not matched:
+            near = near_misses(pattern, [p.key for p in parameters])
+            raise ValueError(
+                f"{self.argument}: the pattern {pattern!r} matches none of the "
+                f"variables {listed(parameters)}."
+                + (f" Near misses: {', '.join(map(repr, near))}." * bool(near))
+            )
+        return matched
 
-class Multipliers:
-    """What `learning_rate_multipliers` was given: patterns and factors.
+    def as_patterns(
+        self, parameters: Sequence[Parameter], name: Callable[[Any], str]
+    ) -> list[str]:
+        """Returns patterns; a variable becomes one that fits its key alone.
 
-    A plain object: a `tf.Module` would save variables in a dict of its own
-    under the patterns.
-    """
-
-    def __init__(self, factors: Mapping[str, float | tf.Variable]) -> None:
-        self.factors = factors
-
-    def resolve(
-        self, parameters: Sequence[Parameter]
-    ) -> dict[str, float | tf.Variable]:
-        """Returns the factor of each key: that of the first pattern it fits.
+        Args:
+          parameters: those built so far, from which a predicate selects.
+          name: says the key of a variable.
 
         Raises:
-          ValueError: if a pattern matches no parameter.
+          ValueError: if a predicate was given and nothing is built.
         """
-        resolved: dict[str, float | tf.Variable] = {}
-        for pattern, factor in self.factors.items():
-            for parameter in _matched(
-                "learning_rate_multipliers", pattern, parameters
-            ):
-                resolved.setdefault(parameter.key, factor)
-        return resolved
+        keys = [name(variable) for variable in self.variables]
+        if self.predicate is not None:
+            if not parameters:
+                raise ValueError(
+                    f"{self.argument} has a predicate, which has no JSON form: "
+                    "call build() before get_config(), or give patterns."
+                )
+            every = dict.fromkeys(parameter.key for parameter in parameters)
+            keys += [key for key in every if self.predicate(key)]
+        return [*self.patterns, *(f"^{re.escape(key)}$" for key in keys)]
+
+
+def near_misses(pattern: str, keys: Sequence[str], limit: int = 3) -> list[str]:
+    """Returns keys that somebody who wrote `pattern` may have meant.
+
+    First those that differ in case and separators alone ("layer_norm" and
+    "LayerNorm"), then those that have a part that is spelled alike.
+    """
+    import difflib  # milliseconds that only a mistake needs
+
+    every = {key: {*re.split(r"[/.]", key), key} for key in keys}
+    plain = {
+        key: {re.sub(r"[^a-z0-9]", "", part.lower()) for part in parts}
+        for key, parts in every.items()
+    }
+    words = sorted(set().union(*plain.values()))
+    near: list[str] = []
+    for alternative in pattern.lower().split("|"):
+        literal = re.sub(r"\\[a-z]|[^a-z0-9]", "", alternative)
+        if literal:
+            found = [word for word in words if literal in word]
+            found += difflib.get_close_matches(literal, words, limit, 0.7)
+            near += [k for word in found for k in keys if word in plain[k]]
+    return list(dict.fromkeys(near))[:limit]
 
 
 def check_pattern(argument: str, pattern: Any) -> None:
@@ -111,35 +170,8 @@ def check_pattern(argument: str, pattern: Any) -> None:
         ) from None
 
 
-def _entries(given: Any) -> list[Any]:
-    """A list of patterns and variables; one alone is a list of one."""
-    if given is None:
-        return []
-    alone = isinstance(given, str) or _is_variable(given)
-    return [given] if alone else as_list(ARGUMENT, given)
-
-
-def _is_predicate(given: Any) -> bool:
-    return callable(given) and not _is_variable(given)
-
-
-def _is_variable(given: Any) -> bool:
+def is_variable(given: Any) -> bool:
+    """Whether it is a variable, Keras's and sharded ones included."""
     if sharding.shards(given):
         return True
     return isinstance(unwrapped(given), tf.Variable)
-
-
-def _matched(
-    argument: str, pattern: str, parameters: Sequence[Parameter]
-) -> list[Parameter]:
-    # The keys come first, so that a pattern that fits one key alone excludes
-    # one variable alone.
-    matched = [p for p in parameters if re.search(pattern, p.key)] or [
-        p for p in parameters if re.search(pattern, p.name)
-    ]
-    if not matched:
-        raise ValueError(
-            f"{argument}: the pattern {pattern!r} matches none of the "
-            f"variables {listed(parameters)}."
-        )
-    return matched

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
@@ -11,23 +10,21 @@ from tf_adamw import (
     aggregation,
     averaging,
     clipping,
+    decay,
     finite,
     fused,
     loss_scale,
-    one_pass,
+    norms,
     placement,
     replicas,
-    variable_update,
+    rows,
 )
 from tf_adamw.compilation import Given, one_side_of
-from tf_adamw.dtypes import scalar
-from tf_adamw.handles import Alike
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
-from tf_adamw.registry import Parameter
+from tf_adamw.norms import Outcome
 from tf_adamw.scalars import step_scalars
 from tf_adamw.state import OptimizerState
-
-Outcome = tuple[tf.Tensor, tf.Tensor]  # applied, norm of the gradients
+from tf_adamw.variable_step import Call, VariableSteps, takes_part
 
 
 class ProgramState(OptimizerState):
@@ -75,30 +72,37 @@ class ProgramState(OptimizerState):
     def _update(
         self,
         given: Given,
-        gradients: Sequence[tf.Tensor],
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
         live: Mapping[str, tf.Tensor],
     ) -> Outcome:
         """Steps 2 and 5 to 10 on the reduced gradients."""
+        found, dense = {}, []
+        for parameter, gradient in zip(
+            given.parameters, gradients, strict=True
+        ):
+            if isinstance(gradient, tf.IndexedSlices):
+                with placement.beside(parameter.variable):
+                    of_rows = rows.combined(gradient)
+                found[parameter.identity] = of_rows
+                gradient = of_rows.gradient
+            dense.append(gradient)
         divisor = aggregation.divisor(self.aggregation)
         return self._check_and_change(
-            given, lambda: self._unscaled(gradients, divisor), live
+            Call(given, live, rows=found),
+            lambda: self._unscaled(dense, divisor),
         )
 
     def _check_and_change(
-        self,
-        given: Given,
-        compute: Callable[[], Sequence[tf.Tensor]],
-        live: Mapping[str, tf.Tensor],
-        position: tf.Tensor | None = None,
+        self, call: Call, compute: Callable[[], Sequence[tf.Tensor]]
     ) -> Outcome:
         """Steps 5 to 10 on the gradients that `compute` returns."""
-        gradients = compute()
+        given, gradients = call.given, compute()
         squares = None
         if self._by_norm:
             squares = beside_each(given, clipping.squared_norm, gradients)
 
         def change(gradients: Sequence[tf.Tensor] = gradients) -> Outcome:
-            return self._change(given, gradients, squares, live, position)
+            return self._change(call, gradients, squares)
 
         if not self.skip_nonfinite and self._dynamic is None:
             return change()
@@ -115,24 +119,16 @@ class ProgramState(OptimizerState):
             scale = loss_scale.after_bad_update(self._scale, self._dynamic)
             replicas.assign(self.hyperparameters.loss_scale, scale)
             self.counters.assign_good_updates(0)
-        return not_applied()
+        return norms.not_applied(self._norm_groups.names)
 
     def _change(
         self,
-        given: Given,
+        call: Call,
         gradients: Sequence[tf.Tensor],
         squares: Sequence[tf.Tensor] | None,
-        live: Mapping[str, tf.Tensor],
-        position: tf.Tensor | None,
     ) -> Outcome:
         """Steps 6 to 10."""
-        takes_part = list(
-            map(
-                functools.partial(_takes_part, given),
-                given.parameters,
-                gradients,
-            )
-        )
+        given = call.given
         clipped = clipping.clip(  # 6
             gradients,
             squares,
@@ -142,30 +138,31 @@ class ProgramState(OptimizerState):
             global_clipnorm=self.global_clipnorm,
         )
         constants = {  # 7
-            dtype: self._constants(dtype, live, position, given.compiled)
+            dtype: self._constants(dtype, call)
             for dtype in {parameter.dtype for parameter in given.parameters}
         }
-        alike = Alike()
-        for parameter, gradient, takes in zip(
-            given.parameters, clipped, takes_part, strict=True
+        factors = {
+            "multiplier": self._multipliers,
+            "decay_multiplier": self._decay_multipliers,
+        }
+        momentum = self.ema_momentum if self.use_ema else None
+        steps, measured = VariableSteps(call, factors, momentum), {}
+        for parameter, gradient, unclipped in zip(
+            given.parameters, clipped, gradients, strict=True
         ):
-            update = functools.partial(  # 8 and 9
-                self._update_variable,
-                alike,
+            measured[parameter.identity] = steps.update(  # 8 and 9
                 parameter,
                 {"gradient": gradient, **constants[parameter.dtype]},
-                self._multiplier(parameter, live),
-                given.compiled,
+                takes_part(given, parameter, unclipped),
             )
-            if takes is True:
-                update()
-            else:
-                tf.cond(takes, update, lambda: True)
         self._count()  # 10
-        if squares is None:
-            return tf.constant(True), tf.constant(float("nan"))
-        norm = clipping.global_norm(squares)
-        return tf.constant(True), tf.cast(norm, tf.float32)
+        norm = tf.constant(float("nan"))
+        if squares is not None:
+            norm = tf.cast(clipping.global_norm(squares), tf.float32)
+        watched = norms.of_groups(
+            self._norm_groups.names, self._registry.parameters, measured
+        )
+        return Outcome(tf.constant(True), norm, *watched)
 
     def _count(self) -> None:
         """Step 10."""
@@ -179,85 +176,33 @@ class ProgramState(OptimizerState):
             replicas.assign(self.hyperparameters.loss_scale, scale)
             self.counters.assign_good_updates(good_updates)
 
-    def _constants(
-        self,
-        dtype: tf.DType,
-        live: Mapping[str, tf.Tensor],
-        position: tf.Tensor | None,
-        compiled: bool,
-    ) -> dict[str, tf.Tensor]:
+    def _constants(self, dtype: tf.DType, call: Call) -> dict[str, tf.Tensor]:
         """Step 7: everything of a step that is not of one variable."""
-        calls = self.counters.calls(self.gradient_accumulation_steps, position)
+        calls = self.counters.calls(
+            self.gradient_accumulation_steps, call.position
+        )
         values = {
-            name: self.hyperparameters.value(name, dtype, calls, live)
+            name: self.hyperparameters.value(name, dtype, calls, call.live)
             for name in HYPERPARAMETERS
         }
         updates = self.counters.updates()
         constants = {}
-        if not compiled:
+        if not call.given.compiled:
             values = fused.as_ops_see(values, updates, dtype)
             constants.update(fused.betas(values, dtype))
         if self.use_ema and self.ema_overwrite_frequency is not None:
             constants["due"] = averaging.overwrite_due(
                 updates, self.ema_overwrite_frequency
             )
-        scalars = step_scalars(iterations=updates, dtype=dtype, **values)
+        factor = decay.factor(
+            self.decay_coupling,
+            values["learning_rate"],
+            self.base_learning_rate,
+        )
+        scalars = step_scalars(
+            iterations=updates, dtype=dtype, decay_factor=factor, **values
+        )
         return {**constants, **scalars._asdict()}
-
-    def _multiplier(
-        self, parameter: Parameter, live: Mapping[str, tf.Tensor]
-    ) -> float | tf.Tensor:
-        """The factor on the learning rate of one variable."""
-        for pattern, factor in self._multipliers.factors.items():
-            if factor is parameter.multiplier:
-                return live.get(multiplier_name(pattern), factor)
-        return parameter.multiplier
-
-    def _update_variable(
-        self,
-        alike: Alike,
-        parameter: Parameter,
-        tensors: Mapping[str, tf.Tensor],
-        multiplier: float | tf.Tensor,
-        compiled: bool,
-    ) -> bool:
-        """Steps 8 and 9 for one variable."""
-        number = isinstance(multiplier, float)
-        if not number:
-            factor = scalar(multiplier, parameter.dtype)
-            tensors = {**tensors, "multiplier": factor}
-        treatment = variable_update.Treatment(
-            compiled,
-            compiled and one_pass.serves(parameter.variable, parameter.dtype),
-            parameter.decayed,
-            multiplier if number else None,
-            self.ema_momentum if self.use_ema else None,
-        )
-        variables = {"weights": parameter.variable, **parameter.slots}
-        variables.pop("accumulator", None)
-        # The few nodes of the fused ops would not become fewer.
-        alike.call(
-            variable_update.update,
-            treatment,
-            variables,
-            tensors,
-            shared=compiled,
-        )
-        return True
-
-
-def _takes_part(
-    given: Given, parameter: Parameter, gradient: tf.Tensor
-) -> bool | tf.Tensor:
-    """Whether a variable is updated.
-
-    One without a gradient in the last micro-step may have had one earlier in
-    the window.
-    """
-    if parameter.identity not in given.touched_only:
-        return True
-    with placement.beside(parameter.variable):
-        return tf.reduce_any(tf.not_equal(gradient, 0))
 
 
 def beside_each(
@@ -271,13 +216,3 @@ def beside_each(
         with placement.beside(parameter.variable):
             results.append(function(tensor))
     return results
-
-
-def multiplier_name(pattern: str) -> str:
-    """The name under which a step is given the factor of a pattern."""
-    return f"multiplier {pattern}"
-
-
-def not_applied() -> Outcome:
-    """What a step that changes no weight returns."""
-    return tf.constant(False), tf.constant(float("nan"))

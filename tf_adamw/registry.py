@@ -21,7 +21,7 @@ from tf_adamw.keys import (
 UPDATED_DTYPES = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Parameter:
     """One variable that the optimizer updates, or one shard of a variable.
 
@@ -32,7 +32,11 @@ class Parameter:
       whole: the sharded variable of which it is a part, or None.
       part: its place among the shards.
       decayed: whether the weight decay applies.
-      multiplier: factor on the learning rate: a number or a scalar variable.
+      multiplier: factor on the learning rate, decay included: a number or a
+        scalar variable. 0 leaves the variable and its state alone.
+      decay_multiplier: factor on the weight decay, likewise.
+      groups: the names of the groups whose norms it is counted in.
+      most_rows: to how many rows a program updates lazily, so far.
       slots: the variables of its state, by slot name.
     """
 
@@ -43,7 +47,14 @@ class Parameter:
     part: int = 0
     decayed: bool = True
     multiplier: float | tf.Variable = 1.0
+    decay_multiplier: float | tf.Variable = 1.0
+    groups: tuple[str, ...] = ()
+    most_rows: int = 0
     slots: dict[str, tf.Variable] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # TensorFlow's warnings show what a function was made of: no weights.
+        return f"Parameter({self.key!r}, part={self.part})"
 
     @property
     def identity(self) -> tuple[str, int]:

@@ -14,7 +14,7 @@ class Scalars(NamedTuple):
     """The scalars of one step in one dtype.
 
     Attributes:
-      decay: `lr * wd`.
+      decay: `lr * wd`, or what `decay_coupling` has in place of `lr`.
       alpha: `lr * sqrt(1 - beta_2^t) / (1 - beta_1^t)`.
       one_minus_beta_1: `1 - beta_1`.
       one_minus_beta_2: `1 - beta_2`.
@@ -36,6 +36,7 @@ def step_scalars(
     epsilon: float | tf.Tensor,
     iterations: tf.Tensor,
     dtype: tf.DType,
+    decay_factor: tf.Tensor | float | None = None,
 ) -> Scalars:
     """Computes the scalars of the update that follows `iterations` updates.
 
@@ -47,15 +48,18 @@ def step_scalars(
       epsilon: likewise.
       iterations: int32 scalar, the number of updates applied before.
       dtype: float32 or float64.
+      decay_factor: what `weight_decay` is multiplied by; by default
+        `learning_rate`.
 
     Returns:
       The `Scalars` in `dtype`.
     """
+    factor = learning_rate if decay_factor is None else decay_factor
     t = update_number(iterations, dtype)
     correction_1 = one_minus_power(beta_1, t)
     correction_2 = one_minus_power(beta_2, t)
     return Scalars(
-        decay=learning_rate * weight_decay,
+        decay=factor * weight_decay,
         alpha=learning_rate * tf.sqrt(correction_2) / correction_1,
         one_minus_beta_1=_one_minus(beta_1, dtype),
         one_minus_beta_2=_one_minus(beta_2, dtype),

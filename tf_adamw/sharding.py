@@ -55,6 +55,8 @@ def flat(
     gradients: Sequence[Any],
     variables: Sequence[Any],
     name: Callable[[Any], str],
+    *,
+    lazy: bool = False,
 ) -> tuple[list[Any], list[Any]]:
     """Puts the shards of sharded variables in their place.
 
@@ -63,6 +65,7 @@ def flat(
         gradients, None, or a tensor or `IndexedSlices` of its shape.
       variables: the variables.
       name: says how a message calls a variable.
+      lazy: whether an `IndexedSlices` stays one.
 
     Raises:
       ValueError: if the gradient of a sharded variable does not fit it.
@@ -79,13 +82,13 @@ def flat(
     all_gradients = []
     for gradient, variable in zip(gradients, variables, strict=True):
         if shards(variable):
-            all_gradients += _split(gradient, variable, name(variable))
+            all_gradients += _split(gradient, variable, name(variable), lazy)
         else:
             all_gradients.append(gradient)
     return all_gradients, parts
 
 
-def _split(gradient: Any, variable: Any, key: str) -> list[Any]:
+def _split(gradient: Any, variable: Any, key: str, lazy: bool) -> list[Any]:
     """The gradients of the shards."""
     parts = shards(variable)
     if gradient is None:
@@ -99,7 +102,7 @@ def _split(gradient: Any, variable: Any, key: str) -> list[Any]:
         return list(gradient)
     if isinstance(gradient, tf.IndexedSlices):
         check_rows(gradient, variable.shape[0], key)
-        return _split_rows(gradient, parts)
+        return _split_rows(gradient, parts, lazy)
     gradient = tf.convert_to_tensor(gradient)
     if not gradient.shape.is_compatible_with(variable.shape):
         raise ValueError(
@@ -127,18 +130,26 @@ def check_rows(gradient: tf.IndexedSlices, rows: int, key: str) -> None:
 
 
 def _split_rows(
-    gradient: tf.IndexedSlices, parts: Sequence[tf.Variable]
-) -> list[tf.Tensor]:
-    """Sends each shard's device the rows, and adds them up there."""
+    gradient: tf.IndexedSlices, parts: Sequence[tf.Variable], lazy: bool
+) -> list[tf.Tensor | tf.IndexedSlices]:
+    """Sends each shard's device its rows; or all, and adds them up there."""
     start, split = 0, []
     for part in parts:
         rows = part.shape[0]
         indices = gradient.indices - start
         inside = tf.logical_and(indices >= 0, indices < rows)
+        start += rows
+        if lazy:
+            split.append(
+                tf.IndexedSlices(
+                    tf.boolean_mask(gradient.values, inside),
+                    tf.boolean_mask(indices, inside),
+                )
+            )
+            continue
         with placement.beside(part):
             # A row with the index -1 is dropped.
             indices = tf.where(inside, indices, -tf.ones_like(indices))
             total = tf.math.unsorted_segment_sum(gradient.values, indices, rows)
         split.append(total)
-        start += rows
     return split

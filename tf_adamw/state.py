@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from tf_adamw import averaging, placement, replicas, sharding
 from tf_adamw.counters import Counters
+from tf_adamw.groups import Multipliers, NormGroups, is_zero
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.hyperparameters import Hyperparameters
 from tf_adamw.keys import as_list
-from tf_adamw.patterns import Exclusions, Multipliers
+from tf_adamw.patterns import Selection
 from tf_adamw.registry import Parameter, Registry, listed
 from tf_adamw.scalar_state import ScalarState
 from tf_adamw.slots import SLOT_NAMES, create_slots, slot_names, tracked
@@ -28,12 +29,17 @@ class OptimizerState(ScalarState):
     `hyperparameters/<name>` and `slots/<key>/<slot name>`.
     """
 
+    decay_coupling: str
+    base_learning_rate: float | None
+
     def __init__(
         self,
         name: str,
         hyperparameters: Hyperparameters,
-        exclusions: Exclusions,
+        exclusions: Selection,
         multipliers: Multipliers,
+        decay_multipliers: Multipliers,
+        norm_groups: NormGroups,
         *,
         amsgrad: bool,
         use_ema: bool,
@@ -58,6 +64,8 @@ class OptimizerState(ScalarState):
         self._registry = Registry()
         self._exclusions = exclusions
         self._multipliers = multipliers
+        self._decay_multipliers = decay_multipliers
+        self._norm_groups = norm_groups
         self._traced_by_caller = False
         self._shows_averages = False
 
@@ -132,9 +140,8 @@ class OptimizerState(ScalarState):
             own = self.hyperparameters.owns(name)
             if isinstance(held, tf.Variable) and not own:
                 yield name, held
-        for pattern, factor in self._multipliers.factors.items():
-            if isinstance(factor, tf.Variable):
-                yield f"learning_rate_multipliers[{pattern!r}]", factor
+        yield from self._multipliers.variables()
+        yield from self._decay_multipliers.variables()
 
     def _create(self, new: Sequence[Parameter]) -> None:
         for parameter in new:
@@ -225,14 +232,21 @@ class OptimizerState(ScalarState):
         self._exclusions = exclusions
 
     def _treat(
-        self, parameters: Sequence[Parameter], exclusions: Exclusions
+        self, parameters: Sequence[Parameter], exclusions: Selection
     ) -> None:
-        """Sets what each parameter's decay and rate are."""
+        """Sets what each parameter's decay, rate and groups are."""
         excluded = exclusions.resolve(parameters)
-        factors = self._multipliers.resolve(parameters)
+        rates = self._multipliers.resolve(parameters)
+        decays = self._decay_multipliers.resolve(parameters)
+        groups = self._norm_groups.resolve(parameters)
         for parameter in parameters:
-            parameter.decayed = parameter.key not in excluded
-            parameter.multiplier = factors.get(parameter.key, 1.0)
+            key = parameter.key
+            parameter.multiplier = rates.get(key, 1.0)
+            parameter.decay_multiplier = decays.get(key, 1.0)
+            parameter.decayed = not (
+                key in excluded or is_zero(parameter.decay_multiplier)
+            )
+            parameter.groups = tuple(groups[key])
 
     def _those_given(self, variables: Any) -> list[Any]:
         """Returns a list of variables, by default of all that were built."""

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_adamw import aggregation, pairing, replicas, sharding
-from tf_adamw.compilation import FUSED, Given, choose_mode
+from tf_adamw import aggregation, pairing, replicas, rows, sharding
+from tf_adamw.compilation import FUSED, INLINE, XLA, Given, choose_mode
 from tf_adamw.dtypes import arithmetic_dtype, widest
 from tf_adamw.keys import as_list, raw_variable
-from tf_adamw.patterns import Exclusions
-from tf_adamw.program import Outcome, multiplier_name
+from tf_adamw.norms import Outcome
+from tf_adamw.patterns import Selection
 from tf_adamw.registry import Parameter
 from tf_adamw.window import WindowState
 
@@ -27,10 +27,17 @@ class ApplyResult(NamedTuple):
       grad_norm: float32 scalar tensor: the global norm of the reduced
         gradients before the clipping, where a clip by norm computes it,
         otherwise None. NaN where `applied` is False.
+      update_norm: by the names of `norm_groups` float32 scalar tensors: the
+        norm of the change of the group's weights, decay included, before an
+        average overwrites them. NaN where `applied` is False. Without
+        `norm_groups` None.
+      weight_norm: likewise the norm of the group's weights after it.
     """
 
     applied: tf.Tensor
-    grad_norm: tf.Tensor | None
+    grad_norm: tf.Tensor | None = None
+    update_norm: dict[str, tf.Tensor] | None = None
+    weight_norm: dict[str, tf.Tensor] | None = None
 
     def _as_graph_element(self) -> tf.Tensor:
         # `tf.control_dependencies` asks for this; `tfp.math.minimize` passes
@@ -42,6 +49,7 @@ class Step(WindowState):
     """The state, and `apply`, which does one step on it."""
 
     jit_compile: bool | str
+    sparse_updates: str
 
     @tf.autograph.experimental.do_not_convert
     def apply(
@@ -93,6 +101,7 @@ class Step(WindowState):
             as_list("grads", grads),
             self._those_given(trainable_variables),
             self._registry.name,
+            lazy=self._lazy,
         )
         raw = [raw_variable(variable) for variable in variables]
         enter = replicas.strategy_to_enter(raw, self._registry.name)
@@ -100,7 +109,7 @@ class Step(WindowState):
             return enter.run(lambda: self.apply(grads, variables))
         if any(map(replicas.central, raw)):
             return self._apply_to_one_copy(grads, variables)
-        gradients = pairing.pair(grads, variables, self._registry)  # 1
+        gradients = self._pair(grads, variables)  # 1
         if aggregation.needed(self.aggregation):
             aggregation.check_agreement(
                 frozenset(raw[place].ref() for place in gradients), raw
@@ -108,6 +117,16 @@ class Step(WindowState):
         elif replicas.several():
             aggregation.check_not_exported(raw)
         return self._apply_paired(gradients, variables)
+
+    @property
+    def _lazy(self) -> bool:
+        return self.sparse_updates == "lazy"
+
+    def _pair(
+        self, grads: Sequence[Any], variables: Sequence[Any]
+    ) -> dict[int, tf.Tensor | tf.IndexedSlices]:
+        """Step 1."""
+        return pairing.pair(grads, variables, self._registry, lazy=self._lazy)
 
     def _apply_to_one_copy(
         self, grads: Sequence[Any], variables: Sequence[Any]
@@ -117,11 +136,11 @@ class Step(WindowState):
         context = tf.distribute.get_replica_context()
         if context is None:
             paired = [
-                pairing.pair(given, variables, self._registry)  # 1
+                self._pair(given, variables)  # 1
                 for given in aggregation.by_replica(strategy, grads)
             ]
             return self._apply_merged(strategy, paired, variables)
-        paired = pairing.pair(grads, variables, self._registry)  # 1
+        paired = self._pair(grads, variables)  # 1
         aggregation.check_agreement(
             frozenset(raw_variable(variables[p]).ref() for p in paired), ()
         )
@@ -184,18 +203,29 @@ class Step(WindowState):
             key=lambda pair: pair[0].identity,
         )
         parameters, ordered = zip(*pairs, strict=True)
-        if self.gradient_accumulation_steps is None:
-            outcome = self._one(mode, parameters, ordered, live)
-        else:
-            outcome = self._micro_step(mode, parameters, ordered, live)
-        applied, grad_norm = outcome
-        return ApplyResult(applied, grad_norm if self._by_norm else None)
+        accumulates = self.gradient_accumulation_steps is not None
+        step = self._micro_step if accumulates else self._one
+        # A TPU program has no room for them.
+        checks = (
+            []
+            if mode == INLINE
+            else pairing.row_checks(gradients, variables, self._registry)
+        )
+        with tf.control_dependencies(checks):
+            outcome = step(mode, parameters, ordered, live)
+        watched = bool(self._norm_groups.names)
+        return ApplyResult(
+            outcome.applied,
+            outcome.grad_norm if self._by_norm else None,
+            outcome.update_norm if watched else None,
+            outcome.weight_norm if watched else None,
+        )
 
     def _one(
         self,
         mode: str,
         parameters: Sequence[Parameter],
-        gradients: Sequence[tf.Tensor],
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
         live: Mapping[str, tf.Tensor],
     ) -> Outcome:
         """Steps 2 to 10 without accumulation."""
@@ -204,14 +234,17 @@ class Step(WindowState):
             # Before step 2, which the program then does in its own pass over
             # memory: the sum of scaled gradients is the scaled sum.
             gradients = aggregation.reduce(gradients, self.aggregation)  # 4
+        if mode == XLA:
+            gradients = list(map(rows.for_compiling, parameters, gradients))
         return self._programs.run(mode, self._update, given, gradients, live)
 
     def _devices(self, variables: Iterable[Any]) -> set[str]:
         """The devices of all variables that the step writes."""
         touched = [raw_variable(variable) for variable in variables]
         built = self._registry.parameters
-        if self.gradient_accumulation_steps:
-            touched += [parameter.variable for parameter in built]
+        window = self.gradient_accumulation_steps
+        # The norms of a group are of those without a gradient, too.
+        touched += [p.variable for p in built if window or p.groups]
         if built:  # `build`, if it is still to come, moves it
             touched.append(self.counters.iterations)
         return {variable.device for variable in touched}
@@ -221,14 +254,14 @@ class Step(WindowState):
     ) -> dict[str, tf.Tensor]:
         """The scalars that a program on `device` cannot read by itself."""
         live = self.hyperparameters.live_values(dtype, device)
-        for pattern, factor in self._multipliers.factors.items():
-            if isinstance(factor, tf.Variable) and factor.device != device:
-                value = tf.cast(tf.identity(factor), dtype)
-                live[multiplier_name(pattern)] = value
+        for multipliers in (self._multipliers, self._decay_multipliers):
+            for name, factor in multipliers.variables():
+                if factor.device != device:
+                    live[name] = tf.cast(tf.identity(factor), dtype)
         return live
 
     def _treat(
-        self, parameters: Sequence[Parameter], exclusions: Exclusions
+        self, parameters: Sequence[Parameter], exclusions: Selection
     ) -> None:
         super()._treat(parameters, exclusions)
         self._programs.clear()

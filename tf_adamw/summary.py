@@ -32,8 +32,8 @@ def table(
                 parameter.key,
                 shape,
                 variable.dtype.name,
-                "yes" if parameter.decayed else "no",
-                _rate(parameter.multiplier),
+                _decayed(parameter),
+                _number(parameter.multiplier),
                 ", ".join(held),
                 f"{size:,}",
             )
@@ -63,5 +63,13 @@ def _bytes(variable: tf.Variable) -> int:
     return variable.shape.num_elements() * variable.dtype.size
 
 
-def _rate(multiplier: float | tf.Variable) -> str:
+def _decayed(parameter: Parameter) -> str:
+    """Yes, no, or the factor on the weight decay."""
+    if not parameter.decayed:
+        return "no"
+    factor = _number(parameter.decay_multiplier)
+    return "yes" if factor == "1" else factor
+
+
+def _number(multiplier: float | tf.Variable) -> str:
     return f"{float(tf.convert_to_tensor(multiplier)):g}"

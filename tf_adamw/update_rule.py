@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_adamw import finite
-from tf_adamw.dtypes import scalar
+from tf_adamw.dtypes import times
 from tf_adamw.scalars import Scalars
 
 
@@ -30,6 +30,7 @@ def update(
     *,
     decayed: bool = True,
     multiplier: tf.Tensor | float = 1.0,
+    decay_multiplier: tf.Tensor | float = 1.0,
     compiled: bool = False,
     one_pass: bool = False,
 ) -> Updated:
@@ -40,11 +41,12 @@ def update(
     v     <- v + (1 - beta_2) * (g^2 - v)
     v_max <- max(v_max, v)                                   (AMSGrad)
     alpha  = lr * sqrt(1 - beta_2^t) / (1 - beta_1^t)
-    w     <- w - multiplier * (lr * wd * w + alpha * m / (sqrt(v) + epsilon))
+    w     <- w - multiplier * (decay * w + alpha * m / (sqrt(v) + epsilon))
     ```
 
     with `v_max` in place of `v` in the last line under AMSGrad, and without
-    the decay term `lr * wd * w` where `decayed` is false. The decay and the
+    the decay term where `decayed` is false; `decay` is `lr * wd *
+    decay_multiplier` unless `decay_coupling` says otherwise. The decay and the
     update are summed before they are subtracted: `w` is rounded once a step.
 
     Args:
@@ -56,6 +58,7 @@ def update(
       scalars: the step's scalars in the dtype of `momentum`.
       decayed: whether the weight decay applies.
       multiplier: factor on the learning rate, decay included.
+      decay_multiplier: factor on the weight decay.
       compiled: whether XLA compiles the operations.
       one_pass: whether it does so for a CPU, and several results in one loop.
 
@@ -79,10 +82,8 @@ def update(
     root = finite.root(bound, compiled=compiled)
     step = scalars.alpha * momentum / (root + scalars.epsilon)
     if decayed:
-        step = step + scalars.decay * weights
-    if tf.is_tensor(multiplier) or multiplier != 1.0:
-        step = scalar(multiplier, step.dtype) * step
-    return Updated(weights - step, *new)
+        step = step + times(decay_multiplier, scalars.decay) * weights
+    return Updated(weights - times(multiplier, step), *new)
 
 
 def _moments(

@@ -9,13 +9,10 @@ import tensorflow as tf
 
 from tf_adamw import accumulation, aggregation
 from tf_adamw.compilation import FUSED, INLINE, Given, Programs, one_side_of
-from tf_adamw.program import (
-    Outcome,
-    ProgramState,
-    beside_each,
-    not_applied,
-)
+from tf_adamw.norms import Outcome, not_applied
+from tf_adamw.program import ProgramState, beside_each
 from tf_adamw.registry import Parameter
+from tf_adamw.variable_step import Call
 
 
 class WindowState(ProgramState):
@@ -71,9 +68,10 @@ class WindowState(ProgramState):
                 mode, self._update_window, window, sums, position, live
             )
 
+        skip = functools.partial(not_applied, self._norm_groups.names)
         if mode == INLINE and not reduces:
-            return one_side_of(complete, update, not_applied)
-        return tf.cond(complete, update, not_applied)
+            return one_side_of(complete, update, skip)
+        return tf.cond(complete, update, skip)
 
     def _accumulate(
         self, given: Given, gradients: Sequence[tf.Tensor]
@@ -114,7 +112,8 @@ class WindowState(ProgramState):
         divisor = aggregation.divisor(self.aggregation)
         mean = functools.partial(accumulation.window_mean, position, divisor)
         return self._check_and_change(
-            given, lambda: beside_each(given, mean, sums), live, position
+            Call(given, live, position),
+            lambda: beside_each(given, mean, sums),
         )
 
     @property

@@ -31,7 +31,7 @@ def differences(
       source: the other one.
       mapped: `{key: the source's name}`.
     """
-    wanted = source.numbers()
+    wanted = source.numbers(*_coupling(optimizer))
     for name in SETTINGS:
         assumed = name in source.assumed
         assigned = optimizer.hyperparameters.owns(name) and not assumed
@@ -50,6 +50,10 @@ def differences(
             )
     yield from _options(optimizer, source)
     yield from _treatments(optimizer, source, mapped)
+
+
+def _coupling(optimizer: OptimizerState) -> tuple[str, float | None]:
+    return optimizer.decay_coupling, optimizer.base_learning_rate
 
 
 def _next_value(optimizer: OptimizerState, name: str, counter: int) -> float:
@@ -87,6 +91,9 @@ def _treatments(
                 f"{parameter.key} {here} decayed here, {there} in "
                 f"{source.optimizer}"
             )
+        own = float(tf.convert_to_tensor(parameter.decay_multiplier))
+        if decays and parameter.decayed and own != 1.0:
+            yield f"{parameter.key} has the weight decay multiplier {own:g}"
         factor = float(tf.convert_to_tensor(parameter.multiplier))
         wanted = source.multipliers.get(name, 1.0)
         if wanted and not math.isclose(factor, wanted, rel_tol=1e-6):
@@ -100,7 +107,7 @@ def notes(optimizer: OptimizerState, source: Source) -> Iterator[str]:
     """Says what to know about the settings."""
     yield from source.notes
     yield from _untold(source)
-    for name, value in source.assigned().items():
+    for name, value in source.assigned(*_coupling(optimizer)).items():
         hyperparameters = optimizer.hyperparameters
         own = hyperparameters.plain(name)
         replaced = hyperparameters.owns(name) and not math.isclose(
@@ -120,12 +127,15 @@ def notes(optimizer: OptimizerState, source: Source) -> Iterator[str]:
             f"the {source.iterations} of {source.optimizer}, which does not "
             "correct the moments' bias: subtract as much in a schedule"
         )
-    if source.decay_coupling == "none" and source.settings.get("weight_decay"):
+    decay = source.settings.get("weight_decay")
+    if decay and optimizer.decay_coupling != source.decay_coupling:
+        times = {"learning_rate": " times the learning rate", "none": ""}
         yield (
-            f"{source.optimizer} decays by weight_decay = "
-            f"{source.settings['weight_decay']:g} whatever the learning rate: "
-            "as AdamW's it is divided by the learning rate, and has to be "
-            "assigned anew when that changes"
+            f"{source.optimizer} decays by weight_decay = {decay:g}"
+            f"{times[source.decay_coupling]}, decay_coupling is "
+            f"{optimizer.decay_coupling!r}: what decays alike in the next step "
+            "does not when the learning rate changes; make AdamW with "
+            f"decay_coupling={source.decay_coupling!r}"
         )
 
 

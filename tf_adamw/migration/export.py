@@ -62,8 +62,9 @@ def export_state(
 
     Raises:
       ValueError: if an argument does not fit, the optimizer is not built or in
-        the middle of a window, or Keras has no learning rate multipliers and
-        there are some; also in a `tf.function` or `strategy.run`.
+        the middle of a window, Keras has no multipliers and there are some,
+        or no weight decay has the other's next step; also in a `tf.function`
+        or `strategy.run`.
       ImportError: if h5py or PyTorch is missing.
     """
     replicas.check_outside("export_state")
@@ -85,6 +86,7 @@ def export_state(
             )
     slots = {p.key: _slots(optimizer, p, transpose or {}) for p in parameters}
     settings = {name: _number(optimizer, name) for name in HYPERPARAMETERS}
+    settings["weight_decay"] = _times_rate(optimizer, settings)
     with _replacing(str(path)) as new:
         return TARGETS[target](optimizer, new, parameters, slots, settings)
 
@@ -129,6 +131,23 @@ def _number(optimizer: OptimizerState, name: str) -> float:
     if callable(value):
         value = getattr(optimizer, name)
     return float(tf.convert_to_tensor(value)) if tf.is_tensor(value) else value
+
+
+def _times_rate(
+    optimizer: OptimizerState, settings: Mapping[str, float]
+) -> float:
+    """The weight decay of the next step, as one that the rate multiplies."""
+    rate, decay = settings["learning_rate"], settings["weight_decay"]
+    if optimizer.decay_coupling == "schedule":
+        return decay / optimizer.base_learning_rate
+    if optimizer.decay_coupling == "learning_rate" or not decay:
+        return decay
+    if not rate:
+        raise ValueError(
+            'With decay_coupling="none" weights decay at a learning rate of 0, '
+            "which the other optimizer cannot do: export at another rate."
+        )
+    return decay / rate
 
 
 @contextlib.contextmanager

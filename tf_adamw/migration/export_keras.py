@@ -61,12 +61,16 @@ def write(
             f"path must end with .weights.h5, got {os.path.basename(path)!r}."
         )
     for parameter in parameters:
-        factor = float(tf.convert_to_tensor(parameter.multiplier))
-        if factor != 1.0:
-            raise ValueError(
-                "Keras's AdamW has no learning rate multipliers, and "
-                f"{parameter.key!r} has {factor:g}."
-            )
+        held = {"learning rate": parameter.multiplier}
+        if parameter.decayed:
+            held["weight decay"] = parameter.decay_multiplier
+        for what, value in held.items():
+            factor = float(tf.convert_to_tensor(value))
+            if factor != 1.0:
+                raise ValueError(
+                    f"Keras's AdamW has no {what} multipliers, and "
+                    f"{parameter.key!r} has {factor:g}."
+                )
     arguments = _arguments(optimizer, settings)
     try:
         file = h5py.File(path, "a")

@@ -83,20 +83,24 @@ def _arguments(
     parameters: Sequence[Parameter],
     settings: Mapping[str, float],
 ) -> dict[str, Any]:
-    groups: dict[tuple[float, bool], list[str]] = {}
+    groups: dict[tuple[float, float], list[str]] = {}
     for parameter in parameters:
-        factor = float(tf.convert_to_tensor(parameter.multiplier))
-        groups.setdefault((factor, parameter.decayed), []).append(parameter.key)
+        rate, decay = (
+            float(tf.convert_to_tensor(factor))
+            for factor in (parameter.multiplier, parameter.decay_multiplier)
+        )
+        factors = rate, decay if parameter.decayed else 0.0
+        groups.setdefault(factors, []).append(parameter.key)
     t, beta_2 = int(optimizer.iterations.numpy()) + 1, settings["beta_2"]
     grown = math.sqrt(correction(beta_2, t))
     return {
         "params": [
             {
                 "params": keys,
-                "lr": factor * settings["learning_rate"],
-                "weight_decay": settings["weight_decay"] if decayed else 0.0,
+                "lr": rate * settings["learning_rate"],
+                "weight_decay": decay * settings["weight_decay"],
             }
-            for (factor, decayed), keys in groups.items()
+            for (rate, decay), keys in groups.items()
         ],
         "lr": settings["learning_rate"],
         "betas": (settings["beta_1"], settings["beta_2"]),

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from tf_adamw import arguments as checks
+from tf_adamw import decay
+
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 SETTINGS = ("learning_rate", "weight_decay", "beta_1", "beta_2", "epsilon")
 
@@ -128,29 +131,55 @@ class Source:
         beta_2, t = self.settings["beta_2"], self.iterations + 1
         return math.sqrt(correction(beta_2, t))
 
-    @property
-    def weight_decay(self) -> float | None:
-        """AdamW's weight decay of the next step; None if it is not known."""
+    def weight_decay(
+        self, coupling: str = "learning_rate", base: float | None = None
+    ) -> float | None:
+        """AdamW's weight decay of the next step; None if it is not known.
+
+        Args:
+          coupling: AdamW's `decay_coupling`.
+          base: its `base_learning_rate`.
+        """
         decay = self.settings.get("weight_decay")
-        if self.decay_coupling == "learning_rate" or not decay:
+        if coupling == self.decay_coupling or not decay:
             return decay
         rate = self.settings.get("learning_rate")
-        return decay / rate if rate else None
+        if coupling == "none":
+            return None if rate is None else decay * rate
+        if self.decay_coupling == "none":
+            decay = decay / rate if rate else None
+        if coupling == "learning_rate" or decay is None:
+            return decay
+        return None if base is None else decay * base
 
-    def numbers(self) -> dict[str, float]:
-        """Returns what is known of the settings, as AdamW defines them."""
+    def numbers(
+        self, coupling: str = "learning_rate", base: float | None = None
+    ) -> dict[str, float]:
+        """Returns what is known of the settings, as AdamW defines them.
+
+        Args:
+          coupling: as in `weight_decay`.
+          base: likewise.
+        """
         known = {
             **{n: self.settings[n] for n in SETTINGS if n in self.settings},
             "epsilon": self.epsilon,
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.weight_decay(coupling, base),
         }
         return {n: value for n, value in known.items() if value is not None}
 
-    def assigned(self) -> dict[str, float]:
-        """Returns the numbers that an import assigns: neither is assumed."""
+    def assigned(
+        self, coupling: str = "learning_rate", base: float | None = None
+    ) -> dict[str, float]:
+        """Returns the numbers that an import assigns: neither is assumed.
+
+        Args:
+          coupling: as in `weight_decay`.
+          base: likewise.
+        """
         return {
             name: value
-            for name, value in self.numbers().items()
+            for name, value in self.numbers(coupling, base).items()
             if name in ("learning_rate", "weight_decay")
             and name not in self.assumed
         }
@@ -159,7 +188,8 @@ class Source:
         """Returns the arguments of `AdamW` for the source's next step.
 
         A learning rate that the source does not tell, or that was a schedule,
-        is left out.
+        is left out. `decay_coupling` is among them where it is not AdamW's
+        default.
 
         Args:
           **given: arguments of `AdamW` that count instead of the source's.
@@ -168,19 +198,24 @@ class Source:
           ValueError: if the weight decay is not known, and not given: AdamW's
             default must not stand in for it.
         """
-        arguments = {**self.numbers(), **self.options, **given}
-        if "weight_decay" not in arguments:
-            raise ValueError(
-                f"The file of {self.optimizer} does not tell "
-                f"{self._unknown_decay()}, or weight_decay= to arguments()."
-            )
-        return arguments
-
-    def _unknown_decay(self) -> str:
-        """What is missing, and how to say it."""
-        if "weight_decay" not in self.settings:
-            return "the weight decay: give weight_decay= to read()"
-        return (
-            "the learning rate, by which its weight decay is divided: give "
-            "learning_rate= to read()"
+        coupling = given.get("decay_coupling", self.decay_coupling)
+        checks.choice("decay_coupling", coupling, decay.COUPLINGS)
+        base = decay.base_rate(
+            coupling,
+            given.get("learning_rate", self.settings.get("learning_rate")),
+            given.get("base_learning_rate"),
         )
+        arguments = {**self.numbers(coupling, base), **self.options, **given}
+        if "weight_decay" not in arguments:
+            told = "weight_decay" in self.settings
+            missing = "learning_rate" if told else "weight_decay"
+            raise ValueError(
+                f"The file of {self.optimizer} does not tell the weight decay "
+                f"of the next step: give {missing}= to read(), or "
+                "weight_decay= to arguments()."
+            )
+        if coupling != "learning_rate":
+            arguments["decay_coupling"] = coupling
+        if base is not None:
+            arguments["base_learning_rate"] = base
+        return arguments
