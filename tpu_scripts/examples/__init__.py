@@ -1,0 +1,1 @@
+"""Small programs to copy: tf_adamw with other libraries."""
