@@ -31,7 +31,7 @@ class Adapter:
     """Gives Keras what it asks of an optimizer; `adamw` does the work.
 
     A subclass is an optimizer of Keras's, too. Its own `__init__` calls
-    Keras's and then sets `adamw`.
+    Keras's and then `_set_up`.
 
     Attributes:
       adamw: the `tf_adamw.AdamW`, with `summary()`, `averaged_weights()`,
@@ -41,13 +41,14 @@ class Adapter:
     adamw: AdamW
     _saving: ClassVar[Any]  # the module of that name of Keras's
 
-    def _set_up(self, make: functools.partial[AdamW]) -> None:
+    def _set_up(self, adamw: AdamW) -> None:
         for name in OPTIONS:
             vars(self).pop(name, None)
         self._pending: SavedState | None = None
         self._known: tuple[Any, ...] = ()
         self._saved_keys: tuple[str, ...] = ()
-        self.adamw = make()
+        self._wrapped = False  # by a LossScaleOptimizer
+        self.adamw = adamw
         self.name = self.adamw.name
 
     def __getattr__(self, name: str) -> Any:

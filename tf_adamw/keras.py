@@ -6,7 +6,6 @@ before `keras.saving.load_model` meets a model that was compiled with it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,11 +58,9 @@ class AdamW(Adapter, keras.optimizers.Optimizer):
                 f"backend is {keras.backend.backend()!r}: set the environment "
                 "variable KERAS_BACKEND to tensorflow before Keras is imported."
             )
-        make = functools.partial(tf_adamw.AdamW, *args, **kwargs)
         # A callable, so that Keras makes no variable for it.
         super().__init__(lambda: self.adamw.learning_rate)
-        self._set_up(make)
-        self._wrapped = False
+        self._set_up(tf_adamw.AdamW(*args, **kwargs))
         object.__setattr__(self, "_as_keras", {})
         _ = self.variables
 

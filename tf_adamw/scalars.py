@@ -36,7 +36,7 @@ def step_scalars(
     epsilon: float | tf.Tensor,
     iterations: tf.Tensor,
     dtype: tf.DType,
-    decay_factor: tf.Tensor | float | None = None,
+    decay_factor: tf.Tensor | float,
 ) -> Scalars:
     """Computes the scalars of the update that follows `iterations` updates.
 
@@ -48,18 +48,16 @@ def step_scalars(
       epsilon: likewise.
       iterations: int32 scalar, the number of updates applied before.
       dtype: float32 or float64.
-      decay_factor: what `weight_decay` is multiplied by; by default
-        `learning_rate`.
+      decay_factor: what `weight_decay` is multiplied by.
 
     Returns:
       The `Scalars` in `dtype`.
     """
-    factor = learning_rate if decay_factor is None else decay_factor
     t = update_number(iterations, dtype)
     correction_1 = one_minus_power(beta_1, t)
     correction_2 = one_minus_power(beta_2, t)
     return Scalars(
-        decay=factor * weight_decay,
+        decay=decay_factor * weight_decay,
         alpha=learning_rate * tf.sqrt(correction_2) / correction_1,
         one_minus_beta_1=_one_minus(beta_1, dtype),
         one_minus_beta_2=_one_minus(beta_2, dtype),

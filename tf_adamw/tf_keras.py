@@ -5,7 +5,6 @@ This module imports tf_keras; `import tf_adamw` does not.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,10 +42,8 @@ class AdamW(Adapter, tf_keras.optimizers.Optimizer):
     _saving = tf_keras.saving
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        make = functools.partial(tf_adamw.AdamW, *args, **kwargs)
         super().__init__("adamw")
-        self._set_up(make)
-        self._wrapped = False
+        self._set_up(tf_adamw.AdamW(*args, **kwargs))
 
     @property
     def _is_wrapped_by_loss_scale_optimizer(self) -> bool:

@@ -152,9 +152,8 @@ def _check_weights(source: Source, mapped: Mapping[str, str]) -> None:
 
 
 def _check_numbers(optimizer: OptimizerState, source: Source) -> None:
-    for name, value in source.assigned(
-        optimizer.decay_coupling, optimizer.base_learning_rate
-    ).items():
+    coupling = differences.coupling_of(optimizer)
+    for name, value in source.assigned(*coupling).items():
         if optimizer.hyperparameters.owns(name):
             arguments.number(name, value)
     if not 0 <= source.counter < 2**63:
@@ -242,9 +241,8 @@ def _assign(
     for counter in optimizer.counters.held():
         counter.assign(tf.zeros([], counter.dtype))
     optimizer.counters.iterations.assign(source.counter)
-    for name, value in source.assigned(
-        optimizer.decay_coupling, optimizer.base_learning_rate
-    ).items():
+    coupling = differences.coupling_of(optimizer)
+    for name, value in source.assigned(*coupling).items():
         if optimizer.hyperparameters.owns(name):
             optimizer.hyperparameters.assign(name, float(value))
 

@@ -31,7 +31,7 @@ def differences(
       source: the other one.
       mapped: `{key: the source's name}`.
     """
-    wanted = source.numbers(*_coupling(optimizer))
+    wanted = source.numbers(*coupling_of(optimizer))
     for name in SETTINGS:
         assumed = name in source.assumed
         assigned = optimizer.hyperparameters.owns(name) and not assumed
@@ -52,7 +52,8 @@ def differences(
     yield from _treatments(optimizer, source, mapped)
 
 
-def _coupling(optimizer: OptimizerState) -> tuple[str, float | None]:
+def coupling_of(optimizer: OptimizerState) -> tuple[str, float | None]:
+    """What a source's weight decay is to be put in terms of."""
     return optimizer.decay_coupling, optimizer.base_learning_rate
 
 
@@ -107,7 +108,7 @@ def notes(optimizer: OptimizerState, source: Source) -> Iterator[str]:
     """Says what to know about the settings."""
     yield from source.notes
     yield from _untold(source)
-    for name, value in source.assigned(*_coupling(optimizer)).items():
+    for name, value in source.assigned(*coupling_of(optimizer)).items():
         hyperparameters = optimizer.hyperparameters
         own = hyperparameters.plain(name)
         replaced = hyperparameters.owns(name) and not math.isclose(
