@@ -119,16 +119,24 @@ class Training(joined_batch.Training):
         return found
 
     def _uses(self):
-        function = self._step.get_concrete_function(tensors(batch(0)))
+        variables = list(self.model.by_key().values())
+
+        @tf.function
+        def update():
+            zeros = [
+                [tf.zeros(part.shape) for part in getattr(v, "variables", [v])]
+                for v in variables
+            ]
+            grads = [parts[0] if len(parts) == 1 else parts for parts in zeros]
+            return self.optimizer.apply(grads, variables)
+
+        nodes = update.get_concrete_function().graph.as_graph_def().node
+        read = {n.name for n in nodes if n.op == "ReadVariableOp"}
         counts = {"worker": 0, "servers": 0}
-        for nested in function.graph.as_graph_def().library.function:
-            nodes = nested.node_def
-            if any(node.op.startswith("ResourceApply") for node in nodes):
-                read = {n.name for n in nodes if n.op == "ReadVariableOp"}
-                for node in nodes:
-                    used = {name.split(":")[0] for name in node.input} & read
-                    place = "servers" if "/job:ps" in node.device else "worker"
-                    counts[place] += len(used)
+        for node in nodes:
+            used = {name.split(":")[0] for name in node.input} & read
+            place = "servers" if "/job:ps" in node.device else "worker"
+            counts[place] += len(used)
         return counts
 
 

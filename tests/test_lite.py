@@ -106,9 +106,14 @@ def test_the_operations_are_those_of_the_readme(row, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("plain", marks=pytest.mark.slow), "rich"]
+    ("name", "mode"),
+    [
+        pytest.param("plain", "auto", marks=pytest.mark.slow),
+        ("plain", False),
+        ("rich", "auto"),
+    ],
 )
-def test_it_trains(name, tmp_path):
+def test_it_trains(name, mode, tmp_path):
     """As the live step, but for exp(x) - 1, which is expm1 in TensorFlow.
 
     An error of 2^-24, one unit in the last place of exp(x), is in
@@ -116,7 +121,7 @@ def test_it_trains(name, tmp_path):
     square root of that: 3e-5.
     """
     options = {**module.options(name), "learning_rate": 0.125}
-    root = Root(**options)
+    root = Root(jit_compile=mode, **options)
     functions = {
         "train_step": root.train_step,
         "set_learning_rate": root.set_learning_rate,

@@ -50,16 +50,16 @@ def test_no_norms_when_not_asked_for(weights, jit_compile):
 
 @both_modes
 def test_one_program_when_asked_for(weights, functions, jit_compile):
-    """In a graph one call, and the same operations around it; eagerly, too."""
+    """In a graph one call for XLA, and the same around it; eagerly, too."""
     outer = []
     for groups in (None, GROUPS):
         graph = graph_of(weights, jit_compile, norm_groups=groups).graph
         nodes = graph.as_graph_def().node
         calls = [node for node in nodes if "PartitionedCall" in node.op]
         compiled = [n for n in calls if n.attr["_XlaMustCompile"].b]
-        assert len(calls) == 1 and len(compiled) == int(jit_compile)
+        assert len(calls) == len(compiled) == int(jit_compile)
         outer.append(sorted(node.op for node in nodes if node.op != "Identity"))
-    assert outer[0] == outer[1]
+    assert not jit_compile or outer[0] == outer[1]
     del functions[:]
     optimizer = tf_adamw.AdamW(jit_compile=jit_compile, norm_groups=GROUPS)
     optimizer.build(helpers.as_variables(weights))

@@ -203,3 +203,11 @@ def test_repeated_names_are_numbered_with_one_warning():
     assert len(caught) == 1
     keys = {"w", "w_1", "w_2"}
     assert all(key in optimizer.summary() for key in keys)
+
+
+def test_of_many_repeated_names_a_few_are_shown():
+    variables = [tf.Variable([1.0], name="w") for _ in range(300)]
+    shown = "w_1, w_2, w_3 and 296 more"
+    with pytest.warns(UserWarning, match=shown) as caught:
+        tf_adamw.AdamW().build(variables)
+    assert len(str(caught[0].message)) < 300

@@ -128,22 +128,146 @@ def check_each(pair, overwritten):
         pair.reference.weights[key] = variable.numpy().astype(np.float64)
 
 
-@pytest.mark.parametrize("mode", [*JIT_MODES, "auto"])
-def test_which_ops_a_mode_takes(rng, mode):
+def fused_ops(graph):
+    return [node for node in helpers.all_nodes(graph) if node.op == FUSED_OP]
+
+
+@both_modes
+def test_which_ops_a_mode_takes(rng, jit_compile):
     """However many variables there are."""
     weights = helpers.random_weights(rng, shapes(300))
-    pair = Pair(weights, mode)
-    graph = graph_of_a_step(pair.optimizer, weights)
-    xla = JIT_MODES[0] if mode == "auto" else mode
-    assert is_compiled(graph) is xla
-    fused = [node for node in helpers.all_nodes(graph) if node.op == FUSED_OP]
-    assert len(fused) == (0 if xla else 300)
+    graph = graph_of_a_step(Pair(weights, jit_compile).optimizer, weights)
+    assert is_compiled(graph) is jit_compile
+    assert len(fused_ops(graph)) == (0 if jit_compile else 300)
+
+
+@pytest.mark.parametrize(
+    ("count", "elements", "options", "ops"),
+    [
+        (256, 12, {}, True),
+        (256, 12, {"global_clipnorm": 1.0, "skip_nonfinite": True}, True),
+        (255, 12, {}, False),
+        (256, 8192, {}, False),
+        (256, 12, {"amsgrad": True}, False),
+        (256, 12, {"use_ema": True}, False),
+        (256, 12, {"gradient_accumulation_steps": 2}, False),
+        (256, 12, {"sparse_updates": "lazy"}, False),
+        (256, 12, {"norm_groups": {"all": ".*"}}, False),
+        (256, 12, {"learning_rate_multipliers": {"v7": "a variable"}}, False),
+    ],
+)
+def test_auto_takes_the_faster(rng, count, elements, options, ops):
+    """XLA, but for many small variables: those take it long to be handed."""
+    factors = options.get("learning_rate_multipliers")
+    if factors:
+        options = {"learning_rate_multipliers": {"v7": tf.Variable(0.5)}}
+    weights = helpers.random_weights(rng, shapes(count, (elements,)))
+    assert takes_ops(weights, options) is (ops or not JIT_MODES[0])
+
+
+def test_auto_leaves_low_precision_to_xla(rng):
+    """For which TensorFlow has no op that rounds once."""
+    weights = helpers.random_weights(rng, shapes(255))
+    weights |= helpers.random_weights(rng, {"half": (3,)}, "bfloat16")
+    assert takes_ops(weights, {}) is (not JIT_MODES[0])
+
+
+def takes_ops(weights, options):
+    """Whether "auto" does, before `build` and after; it must not change."""
+    optimizer = tf_adamw.AdamW(**options)
+    ordered = list(helpers.as_variables(weights).values())
+    step = tf.function(lambda given: optimizer.apply(given, ordered).applied)
+    specs = [tf.TensorSpec(v.shape, v.dtype) for v in ordered]
+    modes = []
+    for _ in range(2):
+        step = tf.function(step.python_function)
+        graph = step.get_concrete_function(specs).graph.as_graph_def()
+        modes.append(not is_compiled(graph))
+    assert modes[0] is modes[1]
+    return modes[0]
+
+
+def test_many_more_variables_later(rng):
+    """What "auto" takes for all of them holds from their first step on."""
+    first = list(helpers.as_variables(random(rng, 200, "a")).values())
+    every = first + list(helpers.as_variables(random(rng, 100, "b")).values())
+    optimizer = tf_adamw.AdamW()
+    for variables, ops in ((first, False), (every, True)):
+        step = tf.function(lambda g, v=variables: optimizer.apply(g, v).applied)
+        specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
+        graph = step.get_concrete_function(specs).graph.as_graph_def()
+        assert bool(fused_ops(graph)) is (ops or not JIT_MODES[0])
+
+
+def random(rng, count, prefix):
+    return helpers.random_weights(
+        rng, {f"{prefix}{number}": (3,) for number in range(count)}
+    )
+
+
+def test_fused_ops_stand_in_the_callers_own_graph(rng):
+    """A function of their own would be traced, and then inlined."""
+    weights = helpers.random_weights(rng, shapes(3))
+    graph = graph_of_a_step(Pair(weights, False).optimizer, weights)
+    assert [node.op for node in graph.node].count(FUSED_OP) == 3
+
+
+@both_modes
+def test_what_waits_for_the_result_waits_for_every_change(rng, jit_compile):
+    """`tf.control_dependencies` takes an `ApplyResult`."""
+    weights = helpers.random_weights(rng, shapes(50, (64, 64)))
+    pair = Pair(weights, jit_compile, learning_rate=1.0)
+    seen = []
+
+    def look():
+        values = [v.numpy() for v in pair.variables.values()]
+        seen.append((values, pair.optimizer.iterations.numpy()))
+
+    @tf.function
+    def step(gradients):
+        result = pair.optimizer.apply(gradients)
+        with tf.control_dependencies([result]):
+            tf.py_function(look, [], [])
+
+    for updates in range(1, 4):
+        gradients = helpers.random_gradients(rng, weights)
+        step(helpers.to_gradients(gradients.values()))
+        values, iterations = seen[-1]
+        assert iterations == updates
+        for value, variable in zip(
+            values, pair.variables.values(), strict=True
+        ):
+            np.testing.assert_array_equal(value, variable.numpy())
+
+
+@both_modes
+def test_a_gradient_that_fails_changes_nothing(rng, jit_compile):
+    """Such as one that the caller checks, in the same function."""
+    weights = helpers.random_weights(rng, shapes(20))
+    pair = Pair(weights, jit_compile)
+    pair.train(rng, 1)
+    before = helpers.values(pair.variables)
+
+    @tf.function
+    def step(gradients):
+        last = tf.debugging.check_numerics(gradients[-1], "the last gradient")
+        return pair.optimizer.apply([*gradients[:-1], last]).applied
+
+    gradients = helpers.random_gradients(rng, weights)
+    gradients["v19"][0, 0] = np.nan
+    for _ in range(3):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="the last"):
+            step(helpers.to_gradients(gradients.values()))
+        for key, value in helpers.values(pair.variables).items():
+            np.testing.assert_array_equal(value, before[key])
+        assert pair.optimizer.iterations == 1
 
 
 @pytest.mark.parametrize("outer_jit", JIT_MODES)
-def test_many_in_the_callers_function(rng, outer_jit):
+@pytest.mark.parametrize("mode", [JIT_MODES[0], "auto"])
+def test_many_in_the_callers_function(rng, mode, outer_jit):
     weights = helpers.random_weights(rng, shapes(300))
-    pair = Pair(weights, "auto")
+    pair = Pair(weights, mode)
 
     @tf.function(jit_compile=outer_jit)
     def step(gradients):
@@ -155,7 +279,7 @@ def test_many_in_the_callers_function(rng, outer_jit):
         pair.reference.apply(gradients)
     assert step.experimental_get_tracing_count() == 1
     assert pair.error() <= 1e-6
-    pair.check_moments()
+    pair.check_moments(fused=mode is not True)
 
 
 def caller(called, jit_compile):

@@ -140,11 +140,15 @@ class AdamW(Step):
         whose `update_norm` and `weight_norm` each `apply` returns. It reads
         their weights as a whole then, lazily updated ones, too.
       jit_compile: True compiles the step by XLA, False runs TensorFlow's fused
-        Adam ops, "auto" takes the first where it is to be had. The ops
-        subtract the decay apart from the update, which rounds it away where
-        `lr * wd`, multiplier included, is below 3e-8, and in part below 1e-6.
-        TensorFlow has the op for `amsgrad` outside of XLA only: in a function
-        that is compiled anyway, leave "auto".
+        Adam ops. "auto" takes the ops where there is no XLA, and on a CPU for
+        many small variables, which they update faster: 256 or more, of fewer
+        than 8,192 elements on average, all float32 or float64, without
+        `amsgrad`, average, accumulation, lazy rows, `norm_groups` and factors
+        in variables. Everywhere else it takes XLA. The ops subtract the decay
+        apart from the update, which rounds it away where `lr * wd`, multiplier
+        included, is below 3e-8, and in part below 1e-6. TensorFlow has the op
+        for `amsgrad` outside of XLA only: in a function that is compiled
+        anyway, leave "auto".
 
     Raises:
       ValueError: if an argument is out of range.

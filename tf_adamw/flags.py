@@ -129,7 +129,7 @@ _CHOICES = {
         list(AGGREGATIONS),
         "How the gradients of the replicas are reduced.",
     ),
-    "jit_compile": (list(_JIT_COMPILE), "Use XLA; auto: where it works."),
+    "jit_compile": (list(_JIT_COMPILE), "Use XLA; auto: where it works best."),
 }
 _PATTERNS = {
     "exclude_from_weight_decay": (

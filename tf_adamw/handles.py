@@ -36,10 +36,6 @@ class Handle(NamedTuple):
         """Sets the value, of the same dtype."""
         tf.raw_ops.AssignVariableOp(resource=self.resource, value=value)
 
-    def assign_sub(self, value: tf.Tensor) -> None:
-        """Subtracts a value of the same dtype."""
-        tf.raw_ops.AssignSubVariableOp(resource=self.resource, value=value)
-
 
 class RowsHandle(NamedTuple):
     """Some rows of a variable, as a program reads and writes them.

@@ -164,7 +164,7 @@ def without_repeats(keys: Iterable[str], taken: Iterable[str]) -> list[str]:
     if numbered:
         warnings.warn(
             "Several variables have the same name; their state is kept under "
-            f"the numbered keys {', '.join(numbered)}. Pass build() a dict or "
+            f"the numbered keys {few(numbered)}. Pass build() a dict or "
             "the model itself for keys that do not depend on the order.",
             stacklevel=5,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -65,6 +66,11 @@ class Parameter:
     def dtype(self) -> tf.DType:
         """The dtype of the moments and the arithmetic."""
         return arithmetic_dtype(self.variable.dtype)
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """How many the variable has."""
+        return self.variable.shape.num_elements()
 
 
 class Registry:

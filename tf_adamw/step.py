@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_adamw import aggregation, pairing, replicas, rows, sharding
-from tf_adamw.compilation import FUSED, INLINE, XLA, Given, choose_mode
+from tf_adamw.compilation import (
+    FUSED,
+    INLINE,
+    XLA,
+    Given,
+    choose_mode,
+    many_and_small,
+)
 from tf_adamw.dtypes import arithmetic_dtype, widest
 from tf_adamw.keys import as_list, raw_variable
 from tf_adamw.norms import Outcome
@@ -181,14 +188,16 @@ class Step(WindowState):
     ) -> ApplyResult:
         """Steps 2 to 10, on gradients by their place in the variables."""
         device = raw_variable(variables[next(iter(gradients))]).device
+        found = [self._registry.find(variable) for variable in variables]
         mode = choose_mode(
-            self.jit_compile, self._devices(variables[p] for p in gradients)
+            self.jit_compile,
+            self._devices(variables[p] for p in gradients),
+            ops_are_faster=self._ops_are_faster(variables, found),
         )
         live = self._live_values(
             widest(arithmetic_dtype(g.dtype) for g in gradients.values()),
             None if mode == FUSED else device,
         )
-        found = [self._registry.find(variable) for variable in variables]
         if None in found:
             self.build(
                 [v for v, f in zip(variables, found, strict=True) if f is None]
@@ -248,6 +257,39 @@ class Step(WindowState):
         if built:  # `build`, if it is still to come, moves it
             touched.append(self.counters.iterations)
         return {variable.device for variable in touched}
+
+    def _ops_are_faster(
+        self, variables: Sequence[Any], found: Sequence[Parameter | None]
+    ) -> bool:
+        """What "auto" goes by where XLA would serve."""
+        if self.jit_compile != "auto" or self._more_by_variable:
+            return False
+        new = [
+            raw_variable(variable)
+            for variable, parameter in zip(variables, found, strict=True)
+            if parameter is None
+        ]
+        built = self._registry.parameters
+        sizes = [parameter.elements for parameter in built]
+        # `build`, still to come, refuses unknown shapes.
+        sizes += [variable.shape.num_elements() or 0 for variable in new]
+        return many_and_small(sizes) and all(
+            variable.dtype == arithmetic_dtype(variable.dtype)
+            for variable in [*(p.variable for p in built), *new]
+        )
+
+    @property
+    def _more_by_variable(self) -> bool:
+        """Whether a variable takes more operations than those of the ops."""
+        factors = (self._multipliers, self._decay_multipliers)
+        return bool(
+            self.amsgrad  # has no op in a caller's program for XLA
+            or self.use_ema
+            or self.gradient_accumulation_steps
+            or self._lazy
+            or self._norm_groups.names
+            or any([*m.variables()] for m in factors)
+        )
 
     def _live_values(
         self, dtype: tf.DType, device: str | None
