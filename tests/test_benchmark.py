@@ -131,6 +131,8 @@ def test_refusals_are_one_line(tmp_path):
         "--rounds=1",
         "--threads=100000",
         "--json=none/figures.json",
+        "--json=",
+        "--cases=",
         "surplus",
     ):
         refused = run_command(tmp_path, flag)
@@ -228,7 +230,7 @@ def test_noise_replaces_the_ratio(times, noisy):
         "ratios": [{**ratio, "of": "tf_adamw", "to": "c-floor"}],
     }
     table = report.table(result, ["tf_adamw", "c-floor"])
-    assert ("too noisy (spread 23%)" in table) == noisy
+    assert ("too noisy (spread 23.1%)" in table) == noisy
     assert ("1.05 (5%)" in table) != noisy
     assert "| one pass in C | no result in 1 s |" in table
 

@@ -1,6 +1,7 @@
 r"""Times AdamW steps of this package and of others, side by side.
 
-On the shapes of GPT-2, called in a plain `tf.function`, against all others:
+On the shapes of GPT-2, called in a plain `tf.function`, against all others (but
+torch, which is called eagerly: --modes=eager):
 
     pip install '.[tf,bench]' && python -m tpu_scripts.benchmark
 
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"{argv[1]!r} is not a flag")
     try:
+        if not FLAGS.cases:
+            raise ValueError("--cases= names none")
         for case in FLAGS.cases:
             cases.read(case)
         _check_outputs()
@@ -93,9 +96,14 @@ def main(argv: list[str]) -> None:
     print(f"{report.machine_lines(found['machine'])}\n\n{report.LEGEND}\n")
     names = _installed_peers()
     plan = runs.Plan(threads, FLAGS.rounds, FLAGS.steps, FLAGS.timeout)
-    for result in _results(names, plan):
-        found["results"].append(result)
-        _write(found)
+    try:
+        for result in _results(names, plan):
+            found["results"].append(result)
+            _write(found)
+    except KeyboardInterrupt:
+        done = f"; what was done: {FLAGS.json}" if found["results"] else ""
+        print(f"benchmark: interrupted{done}", file=sys.stderr)
+        sys.exit(130)
     if "import" in FLAGS.modes:
         found["imports"] = imports.run(names, threads)
         _show(report.imports_table(found["imports"]))
@@ -140,7 +148,7 @@ def _write(found: dict[str, Any]) -> None:
 def _installed_peers() -> list[str]:
     """The peers of the flag that can run; says which cannot."""
     names = []
-    for name in FLAGS.peers:
+    for name in dict.fromkeys(FLAGS.peers):
         lacks = peers.PEERS[name].lacks()
         if lacks:
             print(f"{name} is left out: {lacks}\n")
@@ -161,6 +169,8 @@ def _check_outputs() -> None:
         path = FLAGS[name].value
         if path is None:
             continue
+        if not path:
+            raise ValueError(f"--{name}= names no file")
         folder = os.path.dirname(path) or os.curdir
         if os.path.isdir(path) or not os.access(folder, os.W_OK):
             raise ValueError(f"--{name}={path} cannot be written")

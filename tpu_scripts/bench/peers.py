@@ -57,7 +57,10 @@ _TORCH = ("torch_programs", ("torch",), ("eager",))
 PEERS = {
     "tf_adamw": Peer("tf_adamw", _TF, ("tensorflow", "tf_adamw"), MODES),
     "tf_adamw-one-pass": Peer(
-        "tf_adamw, fuse_on_cpu()", _TF, ("tensorflow", "tf_adamw"), MODES
+        "tf_adamw, jit_compile=True, fuse_on_cpu()",
+        _TF,
+        ("tensorflow", "tf_adamw"),
+        (*CALLS, "accumulation"),
     ),
     "c-floor": Peer("one pass in C", "c_programs", ()),
     "keras": Peer("Keras 3 AdamW", _TF, ("tensorflow", "keras"), MODES),

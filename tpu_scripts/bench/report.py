@@ -27,7 +27,7 @@ many variables counts its nodes once. Where gradients are made, the loop in
 C reads the weights as such. Optax is compiled by `jax.jit` in every mode. "Peak
 memory" is over that of weights, gradients and two moments, without what the
 framework held before; the compiler's own memory is in it. "In a step" counts
-what a step takes beyond what is held between steps. "-": there is none."""
+what a step takes beyond what is held between steps. "-": not measured."""
 
 
 def machine_lines(found: dict[str, Any]) -> str:
@@ -116,7 +116,8 @@ def imports_table(found: dict[str, dict[str, Any]]) -> str:
     for name, figure in found.items():
         package = PEERS[name].packages[-1]
         rows.append((package, _milliseconds(figure), figure["after"]))
-    return f"### import\n\n{_markdown(rows)}"
+    note = "A package that its framework imports by itself takes none."
+    return f"### import\n\n{_markdown(rows)}\n\n{note}"
 
 
 def _find(result: dict[str, Any], of: str, to: str) -> dict[str, Any] | None:
@@ -130,7 +131,7 @@ def _ratio(ratio: dict[str, Any] | None) -> str:
     if ratio is None:
         return "-"
     if ratio["too_noisy"]:
-        return f"too noisy (spread {ratio['spread']:.0%})"
+        return f"too noisy (spread {ratio['spread']:.1%})"
     return f"{ratio['ratio']:.3g} ({ratio['spread']:.0%})"
 
 

@@ -1,5 +1,6 @@
 """Steps of the optimizers of TensorFlow."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -124,10 +125,6 @@ def _adamw(
     return variables, lambda grads: optimizer.apply(grads, variables)
 
 
-def _fused(shapes: Shapes, mode: str) -> tuple[list[tf.Variable], Apply]:
-    return _adamw(shapes, mode, jit_compile=False)
-
-
 def _keras(shapes: Shapes, mode: str) -> tuple[list[Any], Apply]:
     import keras
 
@@ -198,8 +195,8 @@ def _adam_op(shapes: Shapes, mode: str) -> tuple[list[tf.Variable], Apply]:
 
 _OPTIMIZERS = {
     "tf_adamw": _adamw,
-    "tf_adamw-one-pass": _adamw,
-    "tf_adamw-fused": _fused,
+    "tf_adamw-one-pass": functools.partial(_adamw, jit_compile=True),
+    "tf_adamw-fused": functools.partial(_adamw, jit_compile=False),
     "keras": _keras,
     "tf_keras": _tf_keras,
     "sonnet": _sonnet,
