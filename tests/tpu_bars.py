@@ -18,6 +18,11 @@ SHAPES = {
     # 128 MiB of bfloat16: less, and the chip's own memory would hold it.
     "larger": {"kernel": (8192, 8192), "bias": (8192,)},
     "gpt2-small": shapes.gpt2_small(),
+    "two-blocks": {
+        key: shape
+        for key, shape in shapes.gpt2_small().items()
+        if not key.startswith("h/") or key.split("/")[1] in ("0", "1")
+    },
 }
 _CONSTANT = {"format_version", "learning_rate", "weight_decay"}
 _SCALAR_FUSIONS = 5  # schedules, and sums of norms and verdicts
