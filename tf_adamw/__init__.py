@@ -4,7 +4,6 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tf_adamw import checkpoint
 from tf_adamw.adamw import AdamW
 from tf_adamw.groups import layerwise_decay
 from tf_adamw.loss_scale import DynamicLossScale
@@ -13,7 +12,7 @@ from tf_adamw.step import ApplyResult
 from tf_adamw.watching import write_summaries
 
 if TYPE_CHECKING:
-    from tf_adamw import migration
+    from tf_adamw import checkpoint, migration
 
 __version__ = "0.1.0"
 
@@ -31,9 +30,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    # Few need the first, and it would be a third of the time that the import
-    # takes. The others import Keras.
-    if name in ("migration", "keras", "tf_keras"):
+    # Few programs need the first two, which take a third of the time that the
+    # import would take. The others import Keras.
+    if name in ("checkpoint", "migration", "keras", "tf_keras"):
         return importlib.import_module(f"tf_adamw.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
