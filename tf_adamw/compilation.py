@@ -216,7 +216,7 @@ def choose_mode(
     one = next(iter(devices))
     elsewhere = replicas.remote(one)
     if len(devices) == 1 and not elsewhere and has_xla(one):
-        return FUSED if ops_are_faster and _is_cpu(one) else XLA
+        return FUSED if ops_are_faster and replicas.is_cpu(one) else XLA
     if jit_compile == "auto":
         return FUSED
     if len(devices) > 1:
@@ -238,10 +238,6 @@ def many_and_small(sizes: Sequence[int]) -> bool:
     first one to compile for each of them.
     """
     return len(sizes) >= _MANY and sum(sizes) < _SMALL * len(sizes)
-
-
-def _is_cpu(device: str) -> bool:
-    return tf.DeviceSpec.from_string(device).device_type == "CPU"
 
 
 def has_xla(device: str) -> bool:

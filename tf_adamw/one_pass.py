@@ -8,6 +8,8 @@ import shlex
 
 import tensorflow as tf
 
+from tf_adamw import replicas
+
 _OPTION = "xla_cpu_use_multi_output_fusion"
 _FLAG = "--xla_backend_extra_options="
 
@@ -51,8 +53,8 @@ def serves(variable: tf.Variable, dtype: tf.DType) -> bool:
     """
     if _OPTION not in os.environ.get("XLA_FLAGS", ""):
         return False
-    device = tf.DeviceSpec.from_string(variable.device).device_type
-    return device == "CPU" and variable.dtype == dtype and _in_effect()
+    on_cpu = replicas.is_cpu(variable.device)
+    return on_cpu and variable.dtype == dtype and _in_effect()
 
 
 @functools.cache

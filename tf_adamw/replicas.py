@@ -62,6 +62,11 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
+def is_cpu(device: str) -> bool:
+    """Whether a device is a CPU, of any process."""
+    return tf.DeviceSpec.from_string(device).device_type == "CPU"
+
+
 def remote(device: str) -> bool:
     """Whether a device is another process's, as those of parameter servers."""
     if device.startswith("/job:localhost/"):
