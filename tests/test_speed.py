@@ -25,10 +25,13 @@ def shapes(count, shape=(4, 3)):
     return {f"v{number}": shape for number in range(count)}
 
 
-def graph_of_a_step(optimizer, weights):
-    """The graph of a caller's function of the gradients."""
-    step = tf.function(lambda gradients: optimizer.apply(gradients).applied)
-    specs = [tf.TensorSpec(w.shape, w.dtype) for w in weights.values()]
+def graph_of_a_step(optimizer, like, variables=None):
+    """The graph of a caller's function of the gradients, given what is alike.
+
+    Without `variables` it updates those that were built.
+    """
+    step = tf.function(lambda given: optimizer.apply(given, variables).applied)
+    specs = [tf.TensorSpec(w.shape, w.dtype) for w in like]
     return step.get_concrete_function(specs).graph.as_graph_def()
 
 
@@ -43,7 +46,7 @@ def test_graph_nodes_per_variable(rng, jit_compile):
     for count in (50, 150):
         weights = helpers.random_weights(rng, shapes(count))
         pair = Pair(weights, jit_compile)
-        graph = graph_of_a_step(pair.optimizer, weights)
+        graph = graph_of_a_step(pair.optimizer, weights.values())
         assert is_compiled(graph) is jit_compile
         nodes[count] = len(helpers.all_nodes(graph))
     per_variable = (nodes[150] - nodes[50]) / 100
@@ -136,7 +139,9 @@ def fused_ops(graph):
 def test_which_ops_a_mode_takes(rng, jit_compile):
     """However many variables there are."""
     weights = helpers.random_weights(rng, shapes(300))
-    graph = graph_of_a_step(Pair(weights, jit_compile).optimizer, weights)
+    graph = graph_of_a_step(
+        Pair(weights, jit_compile).optimizer, weights.values()
+    )
     assert is_compiled(graph) is jit_compile
     assert len(fused_ops(graph)) == (0 if jit_compile else 300)
 
@@ -175,40 +180,29 @@ def test_auto_leaves_low_precision_to_xla(rng):
 def takes_ops(weights, options):
     """Whether "auto" does, before `build` and after; it must not change."""
     optimizer = tf_adamw.AdamW(**options)
-    ordered = list(helpers.as_variables(weights).values())
-    step = tf.function(lambda given: optimizer.apply(given, ordered).applied)
-    specs = [tf.TensorSpec(v.shape, v.dtype) for v in ordered]
-    modes = []
-    for _ in range(2):
-        step = tf.function(step.python_function)
-        graph = step.get_concrete_function(specs).graph.as_graph_def()
-        modes.append(not is_compiled(graph))
+    variables = list(helpers.as_variables(weights).values())
+    modes = [
+        not is_compiled(graph_of_a_step(optimizer, variables, variables))
+        for _ in range(2)
+    ]
     assert modes[0] is modes[1]
     return modes[0]
 
 
 def test_many_more_variables_later(rng):
     """What "auto" takes for all of them holds from their first step on."""
-    first = list(helpers.as_variables(random(rng, 200, "a")).values())
-    every = first + list(helpers.as_variables(random(rng, 100, "b")).values())
+    weights = helpers.random_weights(rng, shapes(300))
+    every = list(helpers.as_variables(weights).values())
     optimizer = tf_adamw.AdamW()
-    for variables, ops in ((first, False), (every, True)):
-        step = tf.function(lambda g, v=variables: optimizer.apply(g, v).applied)
-        specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-        graph = step.get_concrete_function(specs).graph.as_graph_def()
+    for variables, ops in ((every[:200], False), (every, True)):
+        graph = graph_of_a_step(optimizer, variables, variables)
         assert bool(fused_ops(graph)) is (ops or not JIT_MODES[0])
-
-
-def random(rng, count, prefix):
-    return helpers.random_weights(
-        rng, {f"{prefix}{number}": (3,) for number in range(count)}
-    )
 
 
 def test_fused_ops_stand_in_the_callers_own_graph(rng):
     """A function of their own would be traced, and then inlined."""
     weights = helpers.random_weights(rng, shapes(3))
-    graph = graph_of_a_step(Pair(weights, False).optimizer, weights)
+    graph = graph_of_a_step(Pair(weights, False).optimizer, weights.values())
     assert [node.op for node in graph.node].count(FUSED_OP) == 3
 
 
