@@ -81,6 +81,20 @@ def run(tmp_path):
     return lambda *arguments, **how: Ended(tmp_path, arguments, **how)
 
 
+def blocks_of_the_page():
+    page = pathlib.Path(__file__).parent.parent / "docs" / "tpu_compiler.md"
+    return re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@on_tpu
+def test_the_bar_of_the_page(run, tmp_path, monkeypatch):
+    found = run("--shapes=small.json", "--json=compile_for_tpu.json")
+    assert found.code == 0
+    monkeypatch.chdir(tmp_path)
+    bar, _ = blocks_of_the_page()
+    exec(bar, {})
+
+
 @on_tpu
 def test_table_figures_and_hlo(run, tmp_path):
     ended = run("--shapes=small.json", "--hlo_dir=hlo", "--use_ema")
@@ -184,6 +198,8 @@ def test_what_the_compiler_refuses(run, argument, message):
         (["--no_such_flag"], "Unknown command line flag 'no_such_flag'"),
         (["more"], "'more' is not a flag"),
         (["--topology="], "must not be empty"),
+        (["--json=/proc/figures.json"], "--json: "),
+        (["--hlo_dir=/proc"], "--hlo_dir: "),
         (["--clipnorm=1", "--global_clipnorm=1"], "clipnorm"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -236,6 +252,10 @@ def _as_matrices(found):
         '{"a": [0]}',
         '{"a": [true]}',
         '{"a": [2.0]}',
+        '{"a b": [2]}',
+        '{"a:0": [2]}',
+        '{"\xe4": [2]}',
+        '{"a": [2], "a": [3]}',
         "\xff",
     ],
 )
@@ -254,6 +274,21 @@ def test_shapes_of_a_file(tmp_path):
 
 
 @on_tpu
+@pytest.mark.parametrize(
+    ("topology", "replicas"),
+    [
+        ("v4:2x2x1", 4),
+        ("v5p:2x2x2", 8),
+        ("v6e:16x16", 256),
+        ("v5p:8x8x16", 1024),
+    ],
+)
+def test_replicas_of_a_slice(topology, replicas):
+    """One per chip: TensorFlow has one for the two cores of v4 and v5p."""
+    assert compiler.count_replicas(topology) == replicas
+
+
+@on_tpu
 def test_keras_hands_counters_to_all_replicas():
     """By an all-to-all, which lowering makes of TensorFlow's operation."""
     step = steps.keras_step({}, {"kernel": (1024, 1024)}, 4)
@@ -265,7 +300,6 @@ def test_keras_hands_counters_to_all_replicas():
 
 @on_tpu
 def test_the_page_compiles_a_step_of_its_own(capsys):
-    page = pathlib.Path(__file__).parent.parent / "docs" / "tpu_compiler.md"
-    (code,) = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+    _, code = blocks_of_the_page()
     exec(code, {})
     assert "4 buffers updated in place" in capsys.readouterr().out

@@ -157,6 +157,41 @@ def test_branches(conditional):
     assert {name for name, _ in found.running()} == {"main", "cheap", "costly"}
 
 
+INDEX = "branch_computations={%cheap, %costly}"
+PREDICATE = "true_computation=%costly, false_computation=%cheap"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "most"),
+    [
+        (f"%i, %p, %p), {INDEX}", f"%i, %p, %p), {INDEX}", 4),
+        (f"%i, %p, %p), {INDEX}", f"%j, %p, %p), {INDEX}", 2),
+        (f"%j, %p, %p), {INDEX}", f"%b, %p, %p), {PREDICATE}", 2),
+        (f"%i, %p, %p), {INDEX}", f"%b, %p, %p), {PREDICATE}", 4),
+        (f"%n, %p, %p), {PREDICATE}", f"%b, %p, %p), {PREDICATE}", 2),
+        (f"%i, %p, %p), {INDEX}", f"%k, %p, %p), {INDEX}", 4),
+    ],
+    ids=["same", "not", "not, predicate", "predicate", "predicates", "others"],
+)
+def test_branches_that_one_condition_decides(first, second, most):
+    found = module(
+        f"""
+        %b = pred[] parameter(0)
+        %k = s32[] parameter(1)
+        %p = f32[1024]{{0}} parameter(2)
+        %n = pred[] not(%b)
+        %i = s32[] convert(%b)
+        %j = s32[] convert(%n)
+        %c = f32[1024]{{0}} conditional({first}
+        ROOT %d = f32[1024]{{0}} conditional({second}
+        """,
+        BRANCHES,
+    )
+    moved = found.traffic()  # the conditions' own few bytes included
+    assert moved.most // KIB == most
+    assert moved.least // KIB == (2 if most == 2 else 0)
+
+
 def test_a_loop_is_one_round():
     found = module(
         """

@@ -157,3 +157,33 @@ def test_decay_below_half_a_digit(jit_compile):
     kept = 10 * 2e-8 * np.mean(without) if jit_compile else 0.0
     found = np.mean(without - with_decay)
     np.testing.assert_allclose(found, kept, rtol=0.05)
+
+
+@both_modes
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_more_updates_than_int32_holds(accumulation, dtype, jit_compile):
+    """The corrections of the bias are 1 then; the update is not NaN."""
+    w = tf.Variable([1.0, 2.0, -3.0], dtype=dtype)
+    optimizer = tf_adamw.AdamW(
+        0.01,
+        use_ema=True,
+        ema_overwrite_frequency=7,
+        gradient_accumulation_steps=accumulation,
+        jit_compile=jit_compile,
+    )
+    optimizer.build([w])
+    expected = w.numpy().astype(np.float64)
+    g = np.array([0.1, -0.2, 0.3])
+    (slots,) = optimizer.slots.values()
+    slots["momentum"].assign(g)
+    slots["velocity"].assign(g * g)
+    for count in (2**31 - 2, 2**31 - 1, 2**31, 2**33, 2**40):
+        optimizer.iterations.assign(count)
+        for _ in range(accumulation or 1):
+            optimizer.apply([tf.constant(g, dtype)], [w])
+        assert optimizer.iterations.numpy() == count + 1
+        step = g / (np.abs(g) + 1e-7)
+        expected = expected - 0.01 * (0.004 * expected + step)
+        rtol = 1e-6 if dtype == tf.float32 else 1e-14
+        np.testing.assert_allclose(w.numpy(), expected, rtol=rtol)

@@ -37,7 +37,6 @@ def test_bytes_per_parameter(case):
     count = found.figures["parameters"]
     floors = found.figures["floor_bytes_least"], found.figures["floor_bytes"]
     assert floors == pytest.approx((least * count, most * count), rel=1e-3)
-    _, most = literal_floor(found, one_pass=False)
     assert 0.99 * most <= found.figures["hbm_bytes"] / count <= 1.01 * most
     assert found.figures["hbm_bytes_least"] / count <= 1.01 * least
 

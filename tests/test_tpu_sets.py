@@ -1,5 +1,7 @@
 """What the TPU compiler makes of sets of options, large slices, real shapes."""
 
+import inspect
+
 import hypothesis
 import pytest
 import tensorflow as tf
@@ -30,6 +32,7 @@ IN_BFLOAT16 = [
         "accumulation+none",
     )
 ]
+ELSEWHERE = [Case("plain", "v4:2x2x1"), Case("everything", "v5p:2x2x1")]
 SETS = st.fixed_dictionaries(
     {},
     optional={
@@ -43,6 +46,8 @@ SETS = st.fixed_dictionaries(
         "aggregation": st.sampled_from(["sum", "mean", "none"]),
         "exclude_from_weight_decay": st.just(["small", "0"]),
         "learning_rate_multipliers": st.just({"1|0": 0.5}),
+        "weight_decay_multipliers": st.just({"0": 0.5}),
+        "decay_coupling": st.just("none"),
     },
 )
 CLIPS = st.sampled_from(
@@ -54,9 +59,18 @@ AVERAGES = st.sampled_from(
 
 
 @pytest.mark.parametrize("bar", BARS)
-@pytest.mark.parametrize("case", [*ON_A_SLICE, *IN_BFLOAT16], ids=str)
+@pytest.mark.parametrize(
+    "case", [*ON_A_SLICE, *IN_BFLOAT16, *ELSEWHERE], ids=str
+)
 def test_bar(case, bar):
     BARS[bar](compiled(case))
+
+
+def check_set(topology, large, options):
+    shapes = {f"kernel_{i}": LARGE for i in range(large)}
+    found = compile_step(topology, {**shapes, "small": (768,)}, **options)
+    for check in BARS.values():
+        check(found)
 
 
 @hypothesis.settings(max_examples=10)
@@ -68,9 +82,21 @@ def test_bar(case, bar):
     topology=st.sampled_from(["v5e:2x2", "v6e:2x4"]),
 )
 def test_sets_of_options(options, clip, average, large, topology):
-    shapes = {f"kernel_{i}": LARGE for i in range(large)}
-    found = compile_step(
-        topology, {**shapes, "small": (768,)}, **options, **clip, **average
-    )
-    for check in BARS.values():
-        check(found)
+    check_set(topology, large, {**options, **clip, **average})
+
+
+@hypothesis.settings(max_examples=2)
+@hypothesis.given(options=SETS, clip=CLIPS, average=AVERAGES)
+def test_sets_of_options_on_a_slice(options, clip, average):
+    check_set(SLICE, 1, {**options, **clip, **average})
+
+
+def test_every_option_is_compiled():
+    """Or has no program of its own, or another test."""
+    accepted = {*inspect.signature(tf_adamw.AdamW).parameters}
+    compiled_ones = {name for options in ALONE.values() for name in options}
+    assert accepted - compiled_ones == {
+        *("beta_1", "beta_2", "epsilon"),  # numbers in any program
+        *("name", "jit_compile", "base_learning_rate"),
+        "sparse_updates",  # test_sparse_tpu.py
+    }

@@ -17,15 +17,7 @@ def accumulate(
     *,
     compiled: bool,
 ) -> None:
-    """Adds one micro-step's gradients to the sums of the window.
-
-    ```none
-    a <- g        at position 0
-    a <- a + g    after it
-    ```
-
-    The window's first micro-step overwrites the sum, so that nobody has to
-    spend a pass over memory on zeroing it.
+    """Makes the sums of the window those of `window_sums`.
 
     Args:
       accumulators: float32 or float64 variables, `a`.
@@ -34,16 +26,48 @@ def accumulate(
       compiled: whether XLA compiles the operations. It fuses a selection into
         one pass; without it a conditional saves the temporary.
     """
+    if compiled:
+        sums = window_sums(accumulators, gradients, position)
+        for accumulator, total in zip(accumulators, sums, strict=True):
+            replicas.assign(accumulator, total)
+        return
     first = tf.equal(position, 0)
     for accumulator, gradient in zip(accumulators, gradients, strict=True):
-        if gradient is None:
-            gradient = tf.zeros(accumulator.shape, accumulator.dtype)
-        gradient = widen(gradient)
-        if compiled:
-            total = accumulator + gradient
-            replicas.assign(accumulator, tf.where(first, gradient, total))
-        else:
-            _overwrite_or_add(accumulator, gradient, first)
+        _overwrite_or_add(accumulator, _wide(accumulator, gradient), first)
+
+
+def window_sums(
+    accumulators: Sequence[tf.Variable],
+    gradients: Sequence[tf.Tensor | None],
+    position: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Returns the sums of a window's gradients, these included.
+
+    ```none
+    g        at position 0
+    a + g    after it
+    ```
+
+    The window's first micro-step overwrites the sum, so that nobody has to
+    spend a pass over memory on zeroing it.
+
+    Args:
+      accumulators: as in `accumulate`.
+      gradients: likewise.
+      position: likewise.
+    """
+    first = tf.equal(position, 0)
+    sums = []
+    for accumulator, gradient in zip(accumulators, gradients, strict=True):
+        gradient = _wide(accumulator, gradient)
+        sums.append(tf.where(first, gradient, accumulator + gradient))
+    return sums
+
+
+def _wide(accumulator: tf.Variable, gradient: tf.Tensor | None) -> tf.Tensor:
+    if gradient is None:
+        return tf.zeros(accumulator.shape, accumulator.dtype)
+    return widen(gradient)
 
 
 def _overwrite_or_add(

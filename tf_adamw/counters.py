@@ -40,11 +40,12 @@ class Counters(tf.Module):
         return [counter for counter in counters if counter is not None]
 
     def updates(self) -> tf.Tensor:
-        """The number of updates applied as int32: exact below 2**31 - 1.
+        """The number of updates applied as int32, at most 2**31 - 2.
 
         A step computes with it: what is done with int64 is emulated on TPU.
         """
-        return tf.cast(self.iterations, tf.int32)
+        last = tf.constant(tf.int32.max - 1, tf.int64)  # the next one fits, too
+        return tf.cast(tf.minimum(self.iterations, last), tf.int32)
 
     def position(self) -> tf.Tensor | None:
         """The position in the window, int32; None without accumulation."""

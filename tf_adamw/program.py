@@ -104,12 +104,17 @@ class ProgramState(OptimizerState):
         def change(gradients: Sequence[tf.Tensor] = gradients) -> Outcome:
             return self._change(call, gradients, squares)
 
-        if not self.skip_nonfinite and self._dynamic is None:
+        if self.skip_nonfinite or self._dynamic is not None:
+            # Squares of gradients that are not finite are not, either.
+            checked = gradients if squares is None else squares
+            verdicts = beside_each(given, finite.all_finite, checked)  # 5
+            good = tf.reduce_all(verdicts)
+        elif call.unwritten and squares is not None:
+            # Always so: else the compiler would write to a temporary what
+            # both the norms and the update read.
+            good = ~tf.reduce_any([square < 0 for square in squares])
+        else:
             return change()
-        # Squares of gradients that are not finite are not finite either.
-        checked = gradients if squares is None else squares
-        verdicts = beside_each(given, finite.all_finite, checked)  # 5
-        good = tf.reduce_all(verdicts)
         if replicas.is_tpu(tf.distribute.get_strategy()):
             return one_side_of(good, lambda: change(compute()), self._skip)
         return tf.cond(good, change, self._skip)

@@ -25,12 +25,14 @@ class Call(NamedTuple):
       live: the scalars that it cannot read by itself, by name.
       position: in the window, if gradients are accumulated.
       rows: by identity, of those gradients that are of some rows.
+      unwritten: whether the gradients are sums that are in no buffer.
     """
 
     given: Given
     live: Mapping[str, tf.Tensor]
     position: tf.Tensor | None = None
     rows: Mapping[tuple[str, int], Rows] = {}
+    unwritten: bool = False
 
 
 def takes_part(

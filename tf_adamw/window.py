@@ -34,6 +34,8 @@ class WindowState(ProgramState):
         absent = frozenset(p.identity for p in everyone) - present
         window = Given(everyone, absent, compiled)
         reduces = aggregation.needed(self.aggregation)
+        if mode == INLINE and not reduces:
+            return self._micro_step_alone(window, parameters, gradients, live)
         self._programs.trace(
             mode,
             self._update_window,
@@ -68,27 +70,63 @@ class WindowState(ProgramState):
                 mode, self._update_window, window, sums, position, live
             )
 
-        skip = functools.partial(not_applied, self._norm_groups.names)
-        if mode == INLINE and not reduces:
-            return one_side_of(complete, update, skip)
-        return tf.cond(complete, update, skip)
+        return tf.cond(complete, update, self._only_accumulated)
+
+    def _micro_step_alone(
+        self,
+        window: Given,
+        parameters: Sequence[Parameter],
+        gradients: Sequence[tf.Tensor],
+        live: Mapping[str, tf.Tensor],
+    ) -> Outcome:
+        """`_micro_step` in a program for a TPU that reduces nothing.
+
+        The window's last gradients are added up in the update's own pass over
+        memory, and their sum is not written. Two conditionals, and not one: a
+        buffer that one side writes and a later side passes on is copied.
+        """
+        position = self.counters.position()
+        last = self.gradient_accumulation_steps - 1
+        complete = position >= last
+        self.counters.count_micro_step(position, last)
+        mean = functools.partial(accumulation.window_mean, position, 1)
+
+        def accumulate() -> tf.Tensor:
+            accumulation.accumulate(  # 3
+                self._accumulators,
+                self._of_everyone(parameters, gradients),  # 2
+                position,
+                compiled=True,
+            )
+            return tf.constant(True)
+
+        def means() -> list[tf.Tensor]:
+            sums = accumulation.window_sums(  # 3
+                self._accumulators,
+                self._of_everyone(parameters, gradients),  # 2
+                position,
+            )
+            return beside_each(window, mean, sums)
+
+        one_side_of(~complete, accumulate, lambda: tf.constant(False))
+        call = Call(window, live, position, unwritten=True)
+        return one_side_of(
+            complete,
+            lambda: self._check_and_change(call, means),  # 5 to 10
+            self._only_accumulated,
+        )
+
+    def _only_accumulated(self) -> Outcome:
+        return not_applied(self._norm_groups.names)
 
     def _accumulate(
         self, given: Given, gradients: Sequence[tf.Tensor]
     ) -> tf.Tensor:
         """Steps 2 and 3. Returns the position in the window before it."""
         position = self.counters.position()
-        of = {
-            parameter.identity: gradient
-            for parameter, gradient in zip(
-                given.parameters,
-                self._unscaled(gradients),  # 2
-                strict=True,
-            )
-        }
         accumulation.accumulate(  # 3
             self._accumulators,
-            [of.get(p.identity) for p in self._registry.parameters],
+            self._of_everyone(given.parameters, gradients),  # 2
             position,
             compiled=given.compiled,
         )
@@ -115,6 +153,18 @@ class WindowState(ProgramState):
             Call(given, live, position),
             lambda: beside_each(given, mean, sums),
         )
+
+    def _of_everyone(
+        self, parameters: Sequence[Parameter], gradients: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor | None]:
+        """Step 2. For each variable of the optimizer its gradient, or None."""
+        of = {
+            parameter.identity: gradient
+            for parameter, gradient in zip(
+                parameters, self._unscaled(gradients), strict=True
+            )
+        }
+        return [of.get(p.identity) for p in self._registry.parameters]
 
     @property
     def _accumulators(self) -> list[tf.Variable]:

@@ -15,6 +15,7 @@ its own. Prints a Markdown table for each slice. The columns:
     scalar       operations on the scalar core
 """
 
+import functools
 import importlib.util
 import os
 import sys
@@ -26,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app, flags
 
 from tf_adamw import AdamW
+from tpu_scripts import command_line
 from tpu_scripts.aot import compiler, report, steps
 
 FLAGS = flags.FLAGS
@@ -62,6 +64,19 @@ OURS: dict[str, dict[str, Any]] = {
         "global_clipnorm": 1.0,
     },
     "dynamic loss scale": {"loss_scale_factor": "dynamic"},
+    "exclusion": {"exclude_from_weight_decay": ["kernel"]},
+    "rate multiplier": {"learning_rate_multipliers": {"kernel": 0.5}},
+    "decay multiplier": {"weight_decay_multipliers": {"kernel": 0.5}},
+    "decay schedule": {"weight_decay": _schedule},
+    "decay follows the schedule": {"decay_coupling": "schedule"},
+    "decay follows nothing": {"decay_coupling": "none"},
+    "norms of groups": {"norm_groups": {"all": "kernel"}},
+    "mean over replicas": {"aggregation": "mean"},
+    "nothing reduced": {"aggregation": "none"},
+    "nothing reduced, accumulation": {
+        "aggregation": "none",
+        "gradient_accumulation_steps": 4,
+    },
     "all of them": {
         "learning_rate": _schedule,
         "amsgrad": True,
@@ -153,4 +168,5 @@ if __name__ == "__main__":
         ["v5e:2x2", "v6e:2x4"],
         "The slices, as libtpu names them.",
     )
-    app.run(main)
+    parse = functools.partial(command_line.parse, "compare_for_tpu")
+    app.run(main, flags_parser=parse)

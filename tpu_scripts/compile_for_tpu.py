@@ -105,14 +105,25 @@ def main(argv: list[str]) -> None:
     }
     found |= report.figures(step, executable)
     print(report.table(found))
-    with open(FLAGS.json, "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=2)
-    print(f"figures: {FLAGS.json}")
-    if FLAGS.hlo_dir:
-        path = os.path.join(FLAGS.hlo_dir, "optimized.hlo")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(executable.module.text)
-        print(f"HLO: {path}")
+    contents = {
+        "figures": json.dumps(found, indent=2),
+        "HLO": executable.module.text,
+    }
+    for name, path in _outputs().items():
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(contents[name])
+        except OSError as error:
+            fail(str(error))
+        print(f"{name}: {path}")
+
+
+def _outputs() -> dict[str, str]:
+    """The files to write, by what is in them."""
+    if not FLAGS.hlo_dir:
+        return {"figures": FLAGS.json}
+    hlo = os.path.join(FLAGS.hlo_dir, "optimized.hlo")
+    return {"figures": FLAGS.json, "HLO": hlo}
 
 
 def _describe_step() -> str:
@@ -126,18 +137,19 @@ def _check_outputs() -> None:
     """Before the minutes that a compilation may take.
 
     Raises:
-      ValueError: a directory cannot be made or written to.
+      ValueError: a file cannot be written.
     """
-    folders = {"json": os.path.dirname(FLAGS.json) or os.curdir}
-    if FLAGS.hlo_dir:
-        folders["hlo_dir"] = FLAGS.hlo_dir
-    for name, folder in folders.items():
+    flag = {"figures": "json", "HLO": "hlo_dir"}
+    for name, path in _outputs().items():
         try:
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
+            is_new = not os.path.exists(path)
+            with open(path, "a", encoding="utf-8"):
+                pass
+            if is_new:
+                os.remove(path)
         except OSError as error:
-            raise ValueError(f"--{name}: {error}") from error
-        if not os.access(folder, os.W_OK) or os.path.isdir(FLAGS.json):
-            raise ValueError(f"--{name}={FLAGS[name].value} cannot be written")
+            raise ValueError(f"--{flag[name]}: {error}") from error
 
 
 def make_step(replicas: int) -> steps.Step:

@@ -71,9 +71,14 @@ def compile_program(program: Program, topology: str) -> Executable:
       MissingExtraError: JAX or libtpu is not installed.
       CompilerError: XLA cannot lower the program, or the compiler refuses it
         or the topology.
+      ValueError: this machine has not the memory for the variables' values.
     """
     try:
         serialized = lowering.hlo(program, "hlo_serialized")
+    except tf.errors.ResourceExhaustedError as error:
+        raise ValueError(
+            f"this machine has not the memory for one replica: {error}"
+        ) from error
     except (ValueError, tf.errors.OpError) as error:
         raise CompilerError(f"XLA cannot lower the program: {error}") from error
     return compile_hlo(serialized, topology)

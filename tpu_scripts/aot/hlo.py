@@ -2,8 +2,8 @@
 
 The compiler's own `bytes accessed` adds up all memories and, of a conditional,
 takes the costlier branch. Here what stays on the chip, in a memory space
-`S(n)`, does not count, and each branch has its own figure. A loop counts as
-one round.
+`S(n)`, does not count, and each branch has its own figure; conditionals that
+one condition decides count together. A loop counts as one round.
 """
 
 import collections
@@ -18,7 +18,10 @@ _TRANSFERS = ("copy-start", "slice-start")
 
 
 class Traffic(collections.namedtuple("Traffic", "least most")):
-    """Bytes along the cheapest and the costliest branches."""
+    """Bytes along the cheapest and the costliest branches.
+
+    Of conditionals in branches the costliest ones count for both.
+    """
 
     def __add__(self, other):
         return Traffic(self.least + other.least, self.most + other.most)
@@ -113,24 +116,61 @@ class Module:
             and max(self._buffers(name, instruction), default=0) >= size
         ]
 
+    def reaching(self, elements: int) -> list[Instruction]:
+        """The kernels with an array of at least as many, wherever it is."""
+
+        def largest(name: str, kernel: Instruction) -> int:
+            body = self._computations[name]
+            known = [kernel, *(body[operand] for operand in kernel.operands)]
+            return max(a.elements for one in known for a in one.arrays)
+
+        return [
+            instruction
+            for name, instruction in self.running()
+            if instruction.moves and largest(name, instruction) >= elements
+        ]
+
     def _traffic(self, name: str, collectives: bool) -> Traffic:
         total = Traffic(0, 0)
+        choices: dict[str, list[list[Traffic]]] = {}
         for instruction in self._computations[name].values():
             if instruction.opcode in CONTROL:
                 branches = [
                     self._traffic(c, collectives) for c in instruction.called
                 ]
-                total += Traffic(
-                    min(b.least for b in branches),
-                    max(b.most for b in branches),
-                )
+                decider, opposite = self._decider(name, instruction)
+                if opposite:
+                    branches.reverse()
+                choices.setdefault(decider, []).append(branches)
             elif (
                 instruction.moves
                 and (instruction.collective is not None) is collectives
             ):
                 moved = sum(self._buffers(name, instruction))
                 total += Traffic(moved, moved)
+        for same in choices.values():
+            ways = [sum(way, Traffic(0, 0)) for way in zip(*same, strict=True)]
+            most = [way.most for way in ways]
+            least = min(most) if len(ways) > 1 else ways[0].least
+            total += Traffic(least, max(most))
         return total
+
+    def _decider(self, name: str, control: Instruction) -> tuple[str, bool]:
+        """What decides which branch is taken, here and maybe elsewhere, too.
+
+        Returns:
+          The name of an instruction, and whether it is the first of two
+          branches that is taken where that is true. Of loops and calls their
+          own name.
+        """
+        if control.opcode != "conditional" or len(control.called) != 2:
+            return control.name, False
+        body, found = self._computations[name], control.operands[0]
+        opposite = any(array.dtype == "pred" for array in body[found].arrays)
+        while body[found].opcode in ("convert", "not"):
+            opposite ^= body[found].opcode == "not"
+            found = body[found].operands[0]
+        return found, opposite
 
     def _buffers(self, name: str, instruction: Instruction) -> list[int]:
         """Sizes of the HBM buffers that an instruction reads and writes."""

@@ -9,10 +9,12 @@ COLLECTIVES = (
     "all-gather",
     "all-reduce",
     "all-to-all",
+    "collective-broadcast",
     "collective-permute",
+    "ragged-all-to-all",
     "reduce-scatter",
 )
-CONTROL = {"call", "conditional", "while"}
+CONTROL = {"async-start", "call", "conditional", "while"}
 
 # They name a buffer, or a part of one, and move nothing.
 _NAMES = {
@@ -33,7 +35,7 @@ _REGISTER = 4096  # bytes
 _BITS = {"pred": 8, "token": 0}  # the others have them in their names
 
 _LINE = re.compile(r"^\s+(ROOT )?%(\S+) = (.*)$")
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,<=]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:branch_computations|true_computation|false_computation|body|to_apply"
     r"|calls)=(\{[^}]*\}|%\S+?)(?:,|$)"
@@ -45,7 +47,8 @@ class Array(collections.namedtuple("Array", "dtype dimensions layout")):
 
     @property
     def elements(self) -> int:
-        return math.prod(int(d) for d in self.dimensions.split(",") if d)
+        sizes = self.dimensions.replace("<=", "").split(",")  # at most
+        return math.prod(int(size) for size in sizes if size)
 
     @property
     def size(self) -> int:

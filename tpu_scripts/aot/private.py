@@ -69,6 +69,9 @@ def tpu_devices(topology: str) -> list[Any]:
     describe = _find("jax.experimental.topologies", "get_topology_desc")
     try:
         options = _host_bounds(topology)
+        if topology.lower().startswith("v4:"):
+            # As TensorFlow has it: one replica for the two cores of a chip.
+            options["chip_config_name"] = "megacore"
         return list(describe(topology, "tpu", **options).devices)
     except Exception as error:  # of several kinds, by what is wrong
         reason = textwrap.shorten(str(error), 300)

@@ -1,6 +1,7 @@
 """Shapes of the variables of well-known models, by key."""
 
 import json
+import re
 from collections.abc import Callable
 
 Shapes = dict[str, tuple[int, ...]]
@@ -62,9 +63,9 @@ def read(name: str) -> Shapes:
         return NAMED[name]()
     try:
         with open(name, encoding="utf-8") as file:
-            shapes = json.load(file)
+            shapes = json.load(file, object_pairs_hook=_once)
         if not isinstance(shapes, dict) or not shapes:
-            raise ValueError("it has no variables")
+            raise ValueError("it is no object of keys and lists of sizes")
         return {key: _sizes(key, shape) for key, shape in shapes.items()}
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -73,7 +74,18 @@ def read(name: str) -> Shapes:
         ) from error
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"{twice} is in it more than once")
+    return found
+
+
 def _sizes(key: str, shape: object) -> tuple[int, ...]:
+    if not re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", key):
+        raise ValueError(f"{key!r} cannot be a variable's name in a graph")
     if isinstance(shape, list) and all(
         type(size) is int and size > 0 for size in shape
     ):
