@@ -8,6 +8,7 @@ they compute, not by what they were given.
 
 import pathlib
 import time
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,8 @@ MODES = (False, "auto")
 SHAPES = {"kernel": (6, 5), "bias": (5,), "scale": (3,)}
 STEPS = 5  # ends in the middle of a window of 2
 CONTINUED_TO = 10
+# The place whose checkpoints are read before a build in every mode.
+COMPILED_BEFORE_BUILD = "default"
 
 
 def schedule(step):
@@ -149,7 +152,8 @@ def go_on(folder, places, trainings, strategy, call=None):
       call: as in `Training`.
 
     Returns:
-      `{(mode, place that saved, "built" or "not built"): state}`.
+      `{(mode, place that saved, "built" or "not built"): state}`, and the
+      states of `fail`.
     """
     states = {}
     for place in places:
@@ -158,12 +162,33 @@ def go_on(folder, places, trainings, strategy, call=None):
             tf_adamw.checkpoint.restore(training.checkpoint, path, strict=True)
             training.train(STEPS, CONTINUED_TO)
             states[str(mode), place, "built"] = training.state()
-        training = Training(strategy, False, built=False, call=call)
-        status = training.checkpoint.read(f"{folder}/{place}-False")
-        training.train(STEPS, CONTINUED_TO)
-        status.assert_consumed()
-        states["False", place, "not built"] = training.state()
-    return states
+        # Each is traced, and with XLA compiled, anew.
+        for mode in MODES if place == COMPILED_BEFORE_BUILD else MODES[:1]:
+            training = Training(strategy, mode, built=False, call=call)
+            status = training.checkpoint.read(f"{folder}/{place}-{mode}")
+            training.train(STEPS, CONTINUED_TO)
+            status.assert_consumed()
+            states[str(mode), place, "not built"] = training.state()
+    return states | fail(trainings[False], f"{folder}/{places[0]}-False")
+
+
+def fail(training, path):
+    """Restores, and fails when TensorFlow has read: before and after."""
+    states = {("False", "half way", "before"): training.state()}
+    read = tf.train.Checkpoint.read
+    seen = []
+
+    def failing(*args):
+        read(*args)
+        seen.append(training.state())
+        raise KeyboardInterrupt
+
+    with mock.patch.object(tf.train.Checkpoint, "read", failing):
+        try:
+            tf_adamw.checkpoint.restore(training.checkpoint, path)
+        except KeyboardInterrupt:
+            states["False", "half way", "after"] = training.state()
+    return {**states, ("False", "half way", "in between"): seen[0]}
 
 
 def wait_for(path, seconds=300):

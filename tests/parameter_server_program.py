@@ -3,12 +3,13 @@
     parameter_server_program.py FOLDER ACTION [ACTION ...]
 
 Parameter servers and workers serve. The chief does the actions in order:
-"train", "save", "restore:PATH", "concurrently" and "refuse". What it found
-goes to FOLDER/chief-0.npz.
+"train", "save", "restore:PATH", "fail:PATH", "concurrently" and "refuse". What
+it found goes to FOLDER/chief-0.npz.
 """
 
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -192,6 +193,24 @@ class Actions:
             self._keep(f"restored {name}", training)
             training.train(STEPS, CONTINUED_TO)
             self._keep(f"then continued {name}", training)
+
+    def fail(self, path):
+        """Fails to restore, when TensorFlow has read."""
+        read = tf.train.Checkpoint.read
+        for name in CONTINUED:
+            training = self._trained[name]
+            self._keep(f"before {name}", training)
+
+            def failing(*args, name=name, training=training):
+                read(*args)
+                self._keep(f"half way {name}", training)
+                raise KeyboardInterrupt
+
+            with mock.patch.object(tf.train.Checkpoint, "read", failing):
+                try:
+                    tf_adamw.checkpoint.restore(training.checkpoint, path)
+                except KeyboardInterrupt:
+                    self._keep(f"after failing {name}", training)
 
     def concurrently(self):
         """Many steps, not one after the other."""

@@ -69,7 +69,9 @@ def test_goes_on_as_if_never_stopped(states, origin, place, mode):
     another one for one replica than for several, and parameter servers have
     none.
     """
-    hows = ["built", "not built"] if mode == "False" else ["built"]
+    hows = ["built", "not built"]
+    if mode != "False" and origin != crossing.COMPILED_BEFORE_BUILD:
+        hows.remove("not built")
     expected = states[origin][mode, "never stopped"]
     same = mode == "False" or kind(origin) == kind(place)
     for how in hows:
@@ -92,6 +94,19 @@ def kind(place):
     if place == "parameter_server":
         return place
     return REPLICAS.get(place, 1) > 1, REPLICAS.get(place, 1)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_failure_half_way(states, place):
+    """Every variable of every process has the value that it had."""
+    before, between, after = (
+        {
+            name: value.tobytes()
+            for name, value in states[place]["False", "half way", when].items()
+        }
+        for when in ("before", "in between", "after")
+    )
+    assert before == after != between
 
 
 def test_the_state_has_moved(states):

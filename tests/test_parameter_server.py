@@ -48,8 +48,8 @@ def saved_here(folder):
 @pytest.fixture(scope="module")
 def logs(folder, saved_here):
     """Runs the cluster: what each process has written."""
-    restore = f"restore:{saved_here}"
-    actions = ["train", "save", restore, "concurrently", "refuse"]
+    reading = [f"restore:{saved_here}", f"fail:{saved_here}"]
+    actions = ["train", "save", *reading, "concurrently", "refuse"]
     return cluster.run(
         {"ps": 2, "worker": 2, "chief": 1},
         folder,
@@ -163,6 +163,19 @@ def test_servers_go_on_with_one_processs_checkpoint(results, name):
     reference.check(results[f"restored {name}"])
     reference.train(runs.STEPS, runs.CONTINUED_TO)
     reference.check(results[f"then continued {name}"])
+
+
+@every_continued
+def test_a_failure_half_way(results, name):
+    """Every shard has its values again."""
+    before, between, after = (
+        {
+            key: value.tobytes()
+            for key, value in results[f"{when} {name}"].items()
+        }
+        for when in ("before", "half way", "after failing")
+    )
+    assert before == after != between
 
 
 @every_continued

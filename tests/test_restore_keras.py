@@ -14,18 +14,21 @@ class Run:
 
     def __init__(self, names, steps=0, name="net"):
         layers = [keras.layers.Dense(4, name=layer) for layer in names]
-        self.model = keras.Sequential([keras.Input([4]), *layers], name=name)
-        self.optimizer = tf_adamw.AdamW(jit_compile=False)
-        self.optimizer.build(self.model)
-        self.checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self.optimizer
-        )
+        self.use(keras.Sequential([keras.Input([4]), *layers], name=name))
         rng = np.random.default_rng(len(names))
         for _ in range(steps):
             variables = self.model.trainable_variables
             self.optimizer.apply(
                 [tf.constant(rng.random(v.shape), "float32") for v in variables]
             )
+
+    def use(self, model):
+        self.model = model
+        self.optimizer = tf_adamw.AdamW(jit_compile=False)
+        self.optimizer.build(self.model)
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer
+        )
 
     def state(self, layer):
         """Weights and slots of a layer."""
@@ -97,9 +100,20 @@ def test_a_layer_is_renamed(saved):
 
 
 def test_all_names_are_others(saved):
-    """As of layers that Keras has numbered anew."""
+    """As of a model that Keras has numbered anew: slots go with weights."""
     run, path = saved
     other = Run("abc", name="net_1")
+    report = restore(other.checkpoint, path, strict=True)
+    for layer in "abc":
+        assert_equal(run, other, layer)
+    assert report.moved["optimizer/slots/net_1/a/kernel/momentum"] == (
+        "optimizer/slots/net/a/kernel/momentum"
+    )
+
+
+def test_a_model_is_renamed(saved):
+    run, path = saved
+    other = Run("abc", name="other")
     with pytest.warns(UserWarning, match="No slot"):
         restore(other.checkpoint, path)
     for layer in "abc":
@@ -107,3 +121,20 @@ def test_all_names_are_others(saved):
             other.model.get_layer(layer).kernel,
             run.model.get_layer(layer).kernel,
         )
+
+
+def test_a_model_that_keras_has_loaded(saved, tmp_path):
+    """Keras leaves the model's name out of its variables' paths."""
+    run, path = saved
+    run.model.save(tmp_path / "model.keras")
+    other = Run("abc", 1)
+    other.use(keras.models.load_model(tmp_path / "model.keras", compile=False))
+    assert next(iter(other.optimizer.slots)) == "a/kernel"
+    report = restore(other.checkpoint, path, strict=True)
+    assert "optimizer/slots/a/kernel/momentum" in report.restored
+    for layer in "abc":
+        assert_equal(run, other, layer)
+    back = Run("abc", 1)
+    restore(back.checkpoint, other.checkpoint.save(tmp_path / "2"), strict=True)
+    for layer in "abc":
+        assert_equal(run, back, layer)

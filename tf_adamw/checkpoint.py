@@ -39,8 +39,10 @@ def restore(
 
     Args:
       checkpoint: holds the objects, the optimizers among them built. Objects
-        are matched by their paths in it; variables of Keras 3 by their own
-        names, if they are there, since their paths count layers.
+        are matched by their paths in it; the layers of a Keras 3 model by
+        their names, since their paths count layers, and by their order, where
+        Keras has numbered them anew. Slots that have the names of Keras
+        variables go with these variables.
       path: of the checkpoint, as `save` returned it; or a directory, whose
         latest checkpoint is taken.
       strict: whether to refuse anything but a full match.
@@ -101,10 +103,18 @@ def _prefix(path: str) -> str:
     path = str(path).removesuffix(".index")
     if tf.io.gfile.exists(f"{path}.index") or not tf.io.gfile.isdir(path):
         return path
-    latest = tf.train.latest_checkpoint(path)
-    if latest is None:
-        raise ValueError(f"There is no checkpoint in {path!r}.")
-    return latest
+    # Not `latest_checkpoint`: that is None if the latest has lost its index.
+    state = tf.train.get_checkpoint_state(path)
+    if state is not None and state.model_checkpoint_path:
+        return state.model_checkpoint_path
+    there = sorted(tf.io.gfile.listdir(path))
+    others = [n[:-6] for n in there if n.endswith(".index")]
+    if others:
+        raise DamagedCheckpointError(
+            f"The file 'checkpoint' in {path!r} names no checkpoint; there "
+            f"are: {few(others)}."
+        )
+    raise ValueError(f"There is no checkpoint in {path!r}.")
 
 
 def _children(checkpoint: tf.train.Checkpoint) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def _check_versions(versions: Sequence[Found], file: CheckpointFile) -> None:
     for place in versions:
         if place.node is None:
             continue
-        version = int(file.tensor(file.keys(place.node)[0]))
+        version = file.number(place.node)
         if not 0 < version <= FORMAT_VERSION:
             raise ValueError(
                 f"{place.name} is {version} in the checkpoint {file.path!r}; "

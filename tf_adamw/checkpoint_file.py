@@ -74,8 +74,34 @@ class CheckpointFile:
                 "objects (as those of 'tf1' and 'bert' of tf_adamw.migration)."
             )
         graph = trackable_object_graph_pb2.TrackableObjectGraph()
-        graph.ParseFromString(self.tensor(_GRAPH))
+        self._read(
+            lambda: graph.ParseFromString(self._reader.get_tensor(_GRAPH))
+        )
         self.nodes = graph.nodes
+        self._check_graph()
+
+    def _check_graph(self) -> None:
+        """The checksums say nothing of what another program has written."""
+        count = len(self.nodes)
+        for number, node in enumerate(self.nodes):
+            others = [child.node_id for child in node.children]
+            others += [n for pair in self.slots(number) for n in pair]
+            lacking = [n for n in others if not 0 <= n < count]
+            # Of what is no variable a key may be the beginning of several.
+            lacking += [
+                k
+                for k in self.keys(number)
+                if self.is_variable(number) and k not in self.shapes
+            ]
+            if lacking:
+                raise self._damaged(f"it has no {lacking[0]!r}")
+        if not count:
+            raise self._damaged("it has no objects")
+
+    def _damaged(self, reason: str) -> DamagedCheckpointError:
+        return DamagedCheckpointError(
+            f"The checkpoint {self.path!r} is damaged or missing: {reason}"
+        )
 
     def _open_files(self) -> None:
         """Opens the files, since the errors of this have types."""
@@ -101,9 +127,7 @@ class CheckpointFile:
             reason = (
                 f"there is no {name + '.index'!r}; there are: {few(others)}."
             )
-        return DamagedCheckpointError(
-            f"The checkpoint {self.path!r} is damaged or missing: {reason}"
-        )
+        return self._damaged(reason)
 
     def tensor(self, key: str) -> Any:
         """Reads one tensor: an array, or bytes.
@@ -112,6 +136,18 @@ class CheckpointFile:
           DamagedCheckpointError: if it is damaged.
         """
         return self._read(lambda: self._reader.get_tensor(key))
+
+    def number(self, node: int) -> int:
+        """Reads an integer.
+
+        Raises:
+          DamagedCheckpointError: if the object is none, or damaged.
+        """
+        keys = self.keys(node)
+        key = keys[0] if keys else ""
+        if self.shapes.get(key) != [] or not self.dtypes[key].is_integer:
+            raise self._damaged(f"{key!r} is no integer")
+        return int(self.tensor(key))
 
     def check(self) -> None:
         """Reads every tensor, which compares the checksums.
@@ -204,9 +240,7 @@ class CheckpointFile:
                     f"TensorFlow cannot open the checkpoint {self.path!r}: it "
                     "takes the name for a pattern, because of one of *?[\\"
                 ) from error
-            raise DamagedCheckpointError(
-                f"The checkpoint {self.path!r} is damaged or missing: {reason}"
-            ) from error
+            raise self._damaged(reason) from error
 
 
 def _open(path: str) -> None:

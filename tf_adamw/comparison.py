@@ -24,8 +24,10 @@ class Report:
         average from its weights); what else there is keeps the values that it
         has.
       left_over: are in the checkpoint alone.
-      mismatched: `{path: why}`: are in both, in different shapes or dtypes;
-        treated like `seeded`.
+      mismatched: `{path: why}`: are in both, in different shapes or dtypes, or
+        nobody can tell which is which; treated like `seeded`.
+      moved: `{path: path in the checkpoint}` of those restored that had
+        another: variables of Keras 3, and their slots.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Report:
     seeded: tuple[str, ...]
     left_over: tuple[str, ...]
     mismatched: dict[str, str]
+    moved: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -41,11 +44,13 @@ class Report:
 
     def __str__(self) -> str:
         unlike = [f"{name}: {why}" for name, why in self.mismatched.items()]
+        moved = [f"{name}: {there}" for name, there in self.moved.items()]
         lines = [f"{self.path}: {len(self.restored)} restored"]
         for title, names in (
             ("not in the checkpoint", self.seeded),
             ("in the checkpoint alone", self.left_over),
             ("different", unlike),
+            ("from another path", moved),
         ):
             if names:
                 lines.append(f"{len(names)} {title}:")
@@ -68,20 +73,15 @@ def compare(
     """
     matching, seeded, mismatched = [], [], {}
     for place in found:
-        if place.node is None or not file.has_state(place.node):
+        if place.doubt:
+            mismatched[place.name] = place.doubt
+        elif place.node is None or not file.has_state(place.node):
             seeded.append(place.name)
         elif why := _difference(place, file):
             mismatched[place.name] = why
         else:
             matching.append(place)
-    variables = {p.node for p in matching if is_variable(p.value)}
-    slots = [
-        slot
-        for place in matching
-        if not is_variable(place.value)
-        for variable, slot in file.slots(place.node)
-        if variable in variables
-    ]
+    slots = _slots(matching, file)
     matched = {*(place.node for place in found), *slots}
     left_over = [
         key_name(key)
@@ -95,7 +95,24 @@ def compare(
         tuple(sorted({*names} - silent))
         for names in (restored, seeded, left_over)
     )
-    return Report(file.path, *names, mismatched), matching
+    moved = {
+        place.name: there
+        for place in matching
+        if (there := "/".join(place.there)) != place.name
+    }
+    return Report(file.path, *names, mismatched, moved), matching
+
+
+def _slots(matching: Sequence[Found], file: CheckpointFile) -> list[int]:
+    """What comes with the variables of TensorFlow's own optimizers."""
+    variables = {p.node for p in matching if is_variable(p.value)}
+    return [
+        slot
+        for place in matching
+        if not is_variable(place.value)
+        for variable, slot in file.slots(place.node)
+        if variable in variables
+    ]
 
 
 def _difference(place: Found, file: CheckpointFile) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +12,10 @@ import tensorflow as tf
 from tf_adamw import sharding
 from tf_adamw.checkpoint_file import CheckpointFile
 from tf_adamw.keys import has_path, unwrapped
+from tf_adamw.numbered_names import alike, named_by_hand, paired
+from tf_adamw.state import OptimizerState
+
+_DOUBT = "by its name it is one of the checkpoint's, by its place another"
 
 
 @dataclasses.dataclass
@@ -23,12 +27,14 @@ class Found:
       value: the object: a variable, or what else can be saved.
       node: its number in the checkpoint, None if it is not there.
       there: its path in the checkpoint.
+      doubt: why nobody can tell which one of the checkpoint it is, or "".
     """
 
     name: str
     value: Any
     node: int | None
     there: tuple[str, ...]
+    doubt: str = ""
 
 
 def found_below(
@@ -45,41 +51,18 @@ def found_below(
       each once.
     """
     places: dict[int, Found] = {}
-    for path, value, node in _walk(children, file):
-        known = places.get(id(value))
-        if known is None or (known.node is None and node is not None):
-            places[id(value)] = Found("/".join(path), value, node, path)
-    found = [
+    for place in _walk(children, file):
+        known = places.get(id(place.value))
+        if known is None or (known.node is None and place.node is not None):
+            places[id(place.value)] = place
+    for place in list(places.values()):
+        if isinstance(place.value, OptimizerState) and place.node is not None:
+            _let_slots_follow(place, places, file)
+    return [
         place
         for place in places.values()
         if is_variable(place.value) or _has_state(place, file)
     ]
-    _find_by_name([place for place in found if has_path(place.value)], file)
-    return found
-
-
-def _find_by_name(places: Sequence[Found], file: CheckpointFile) -> None:
-    """Finds variables of Keras 3 models by their own names.
-
-    Keras counts the layers of a model in its objects' paths: a layer that is
-    inserted would give those behind it the weights of others.
-    """
-    if not places:
-        return
-    nodes: dict[str, list[int]] = {}
-    for node in range(len(file.nodes)):
-        nodes.setdefault(file.own_name(node), []).append(node)
-    paths = file.paths()
-    own = {place.value.path for place in places}
-    for place in places:
-        name = place.value.path
-        if len(nodes.get(name, ())) == 1:
-            place.node = nodes[name][0]
-            place.there = paths[place.node]
-        elif place.node is not None:
-            there = file.own_name(place.node)
-            if there != name and there in own and len(nodes[there]) == 1:
-                place.node = None  # another one's
 
 
 def _has_state(found: Found, file: CheckpointFile) -> bool:
@@ -92,26 +75,163 @@ def _has_state(found: Found, file: CheckpointFile) -> bool:
     return file.has_state(found.node)
 
 
-def _walk(
-    children: Mapping[str, Any], file: CheckpointFile
-) -> Iterator[tuple[tuple[str, ...], Any, int | None]]:
+def _walk(children: Mapping[str, Any], file: CheckpointFile) -> Iterator[Found]:
     """Each object with each of its places, breadth first."""
-    top = file.children(0)
-    queue = collections.deque(
-        ((name,), child, top.get(name)) for name, child in children.items()
-    )
+    root = Found("", None, 0, ())
+    queue = collections.deque(_below(root, children, file))
     seen = set()
     while queue:
-        path, value, node = queue.popleft()
-        if (id(value), node) in seen:
+        place = queue.popleft()
+        if (id(place.value), place.node) in seen:
             continue
-        seen.add((id(value), node))
-        yield path, value, node
-        there = {} if node is None else file.children(node)
-        if sharding.shards(value):
+        seen.add((id(place.value), place.node))
+        yield place
+        if not sharding.shards(place.value):
+            below = tf.train.TrackableView.children(place.value)
+            queue.extend(_below(place, below, file))
+
+
+def _below(
+    parent: Found, children: Mapping[str, Any], file: CheckpointFile
+) -> Iterator[Found]:
+    """The children of an object, and where the checkpoint has them."""
+    there = {} if parent.node is None else file.children(parent.node)
+    others: dict[str, str | None] = {name: name for name in children}
+    if there and isinstance(parent.value, (list, tuple)):
+        others |= _by_layers(children, there, file)
+    for name, child in children.items():
+        other = others[name]
+        yield Found(
+            f"{parent.name}/{name}" if parent.name else name,
+            child,
+            there.get(other),
+            (*parent.there, other or name),
+            parent.doubt or (_DOUBT if other is None else ""),
+        )
+
+
+def _by_layers(
+    children: Mapping[str, Any], there: Mapping[str, int], file: CheckpointFile
+) -> dict[str, str | None]:
+    """Pairs what a list of Keras layers has with what it had.
+
+    Keras counts a model's layers in its objects' paths: a layer that is
+    inserted would give those behind it the weights of others.
+    """
+    names = {n: name for n, child in children.items() if (name := _name(child))}
+    names_there = {
+        n: name
+        for n, node in there.items()
+        if (name := _name_there(node, file))
+    }
+    given, rest = {}, {}
+    for child, name in names.items():
+        own = children[child]
+        same = [
+            other
+            for other, name_there in names_there.items()
+            if named_by_hand(own)
+            and own.name in name_there.split("/")
+            and alike(name, name_there)
+        ]
+        if len(same) == 1:
+            given[child] = same[0]
+        elif same or not named_by_hand(own):
+            rest[child] = name
+    there_still = {
+        n: name for n, name in names_there.items() if n not in given.values()
+    }
+    pairs, taken = paired(rest, there_still)
+    taken.update(given.values())
+    free = {name: name for name in children if name not in taken}
+    nowhere = {name: "" for name in children}
+    return {**nowhere, **free, **pairs, **given}
+
+
+def _name(child: Any) -> str:
+    """Names a Keras layer by its first variable; for others, nothing."""
+    queue = collections.deque([child])
+    seen = set()
+    while queue:
+        value = queue.popleft()
+        if id(value) in seen:
             continue
-        for name, child in tf.train.TrackableView.children(value).items():
-            queue.append(((*path, name), child, there.get(name)))
+        seen.add(id(value))
+        if has_path(value) and is_variable(value):
+            name = unwrapped(value).name.split(":")[0]
+            return name if value is child else name.rpartition("/")[0]
+        queue.extend(tf.train.TrackableView.children(value).values())
+    return ""
+
+
+def _name_there(child: int, file: CheckpointFile) -> str:
+    """The same for an object of the checkpoint."""
+    queue = collections.deque([child])
+    seen = set()
+    while queue:
+        node = queue.popleft()
+        if node in seen:
+            continue
+        seen.add(node)
+        if name := file.own_name(node):
+            return name if node == child else name.rpartition("/")[0]
+        queue.extend(file.children(node).values())
+    return ""
+
+
+def _let_slots_follow(
+    optimizer: Found, places: Mapping[int, Found], file: CheckpointFile
+) -> None:
+    """Gives slots with the names of Keras variables to these variables.
+
+    Keras numbers layers anew: where a name was, another's slots may be.
+    """
+    slots = tf.train.TrackableView.children(optimizer.value.slots)
+    node = file.children(optimizer.node).get("slots")
+    there = {} if node is None else file.children(node)
+    for key, other in _keys_there(optimizer, places, there, file).items():
+        if other == key:
+            continue
+        below = file.children(there[other]) if other else {}
+        for name, slot in tf.train.TrackableView.children(slots[key]).items():
+            place = places[id(slot)]
+            place.node = below.get(name)
+            place.doubt = _DOUBT if other is None else ""
+            if other:
+                place.there = (*optimizer.there, "slots", other, name)
+
+
+def _keys_there(
+    optimizer: Found,
+    places: Mapping[int, Found],
+    there: Mapping[str, int],
+    file: CheckpointFile,
+) -> dict[str, str | None]:
+    """The checkpoint's keys of Keras variables: "" for none, None if unsure."""
+    variables = {
+        id(unwrapped(place.value)): place
+        for place in places.values()
+        if has_path(place.value) and is_variable(place.value)
+    }
+    keys: dict[str, str | None] = {}
+    rest = {}
+    has_weights = any(weight.node is not None for weight in variables.values())
+    for parameter in optimizer.value.parameters:
+        key, weight = parameter.key, variables.get(id(parameter.variable))
+        if weight is None or weight.value.path != key:
+            continue
+        name = "" if weight.node is None else file.own_name(weight.node)
+        if weight.doubt:
+            keys[key] = None
+        elif alike(name, key):
+            keys[key] = name if name in there else ""
+        elif name or not has_weights:  # Keras may have left the layer out
+            rest[key] = key
+        elif key not in there:
+            keys[key] = ""
+    taken = set(keys.values())
+    pairs, _ = paired(rest, {k: k for k in there if k not in taken})
+    return {**dict.fromkeys(rest, ""), **pairs, **keys}
 
 
 def is_variable(value: Any) -> bool:

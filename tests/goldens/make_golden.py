@@ -1,8 +1,9 @@
-"""Writes a golden checkpoint for every option of helpers.OPTIONS without one.
+"""Writes a golden checkpoint for every option without one.
 
     python tests/goldens/make_golden.py [option ...]
 
-The folder of an option is in format_<version>, of those of version 1 in this
+The options are those of helpers.OPTIONS and of checkpoint_model. The folder
+of an option is in format_<version>, of those of version 1 in this
 one. A golden is what this version wrote: it is never written again. A change
 that cannot read one has to be made so that it can.
 """
@@ -19,7 +20,7 @@ sys.path[:0] = [str(GOLDENS.parent), str(GOLDENS.parents[1])]
 
 import helpers  # noqa: E402
 import tf_adamw  # noqa: E402
-from checkpoint_model import Model  # noqa: E402
+from checkpoint_model import OF_HYPERPARAMETERS, made  # noqa: E402
 from tf_adamw.scalar_state import FORMAT_VERSION  # noqa: E402
 
 FOLDER = GOLDENS / f"format_{FORMAT_VERSION}"
@@ -42,6 +43,18 @@ def value_of(key, number, variable):
     return value / 64 if "hyperparameters" in key else value
 
 
+def values_of(found):
+    """{key: value}; rounded, an exact value is that without "_float64"."""
+    values = {
+        key: value_of(key, number, found[key])
+        for number, key in enumerate(sorted(found))
+    }
+    for key in found:
+        if key.endswith("_float64"):
+            values[key] = values[key.removesuffix("_float64")] * (1 + 2.0**-40)
+    return values
+
+
 def variables_by_key(root):
     """{checkpoint key: variable}: shortest paths from `root`, escaped."""
     found, seen, queue = {}, {id(root)}, [((), root)]
@@ -62,15 +75,13 @@ def write(option):
     folder = FOLDER / option
     if folder.exists():
         sys.exit(f"{folder} exists; a golden is never written again")
-    optimizer = tf_adamw.AdamW(**helpers.OPTIONS[option])
-    model = Model()
+    model, options = made(option)
+    optimizer = tf_adamw.AdamW(**options)
     optimizer.build(model)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
     found = variables_by_key(checkpoint)
-    for number, key in enumerate(sorted(found)):
-        variable = found[key]
-        value = value_of(key, number, variable)
-        variable.assign(tf.cast(value, variable.dtype))
+    for key, value in values_of(found).items():
+        found[key].assign(tf.cast(value, found[key].dtype))
     folder.mkdir(parents=True)
     path = checkpoint.write(str(folder / "checkpoint"))
     values = helpers.checkpoint_values(path)
@@ -84,7 +95,9 @@ def write(option):
 def main():
     """Writes the goldens named on the command line, or all that lack."""
     options = sys.argv[1:] or [
-        option for option in helpers.OPTIONS if not (FOLDER / option).exists()
+        option
+        for option in (*helpers.OPTIONS, *OF_HYPERPARAMETERS)
+        if not (FOLDER / option).exists()
     ]
     for option in options:
         write(option)
