@@ -27,10 +27,12 @@ def source_of(shapes=SHAPES, without=(), **fields):
     """A source with other moments in each variable."""
     slots = {n: moments(s, i + 1) for i, (n, s) in enumerate(shapes.items())}
     settings = {n: v for n, v in SETTINGS.items() if n not in without}
-    fields = {"settings": settings, "decayed": dict.fromkeys(slots, True)} | (
-        fields
-    )
-    return migration.Source("Other", 7, slots, **fields)
+    fields = {
+        "iterations": 7,
+        "settings": settings,
+        "decayed": dict.fromkeys(slots, True),
+    } | fields
+    return migration.Source("Other", slots=slots, **fields)
 
 
 def built(shapes=SHAPES, dtype="float32", **options):

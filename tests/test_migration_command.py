@@ -1,8 +1,5 @@
 """`import_checkpoint`, and going on from what it wrote."""
 
-import ast
-import contextlib
-import io
 import os
 import pathlib
 import subprocess
@@ -13,54 +10,16 @@ import pytest
 import sonnet as snt
 import tensorflow as tf
 import torch
-from absl import flags
 
 import helpers
-import tf_adamw
 import tpu_scripts
+from import_command import arguments_in, command, restored, run
 from next_step import Compared, float32_corrections
-from tpu_scripts import import_checkpoint, import_flags
+from tpu_scripts import import_flags
 
 ROOT = pathlib.Path(tpu_scripts.__file__).parents[1]
 BERT = pathlib.Path(__file__).parent / "migration_files" / "bert"
 SHAPES = {"dense/kernel": (3, 5), "dense/bias": (5,), "scale": ()}
-
-
-def command(arguments):
-    """Flags of {name: value or values}."""
-    return [
-        f"--{name}={value}"
-        for name, values in arguments.items()
-        for value in (values if isinstance(values, list) else [values])
-    ]
-
-
-def run(**arguments):
-    """Runs it in this process; returns what it printed."""
-    values = flags.FlagValues()
-    import_flags.define_flags(values)
-    values(["import_checkpoint", *command(arguments)])
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        import_checkpoint.run(values)
-    return out.getvalue()
-
-
-def arguments_in(out):
-    """The arguments of AdamW that it printed."""
-    text = out[out.index("tf_adamw.AdamW(") :].partition("\n)")[0] + ")"
-    call = ast.parse(text).body[0].value
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-
-
-def restored(out, folder, weights, **options):
-    """An optimizer as the docstring says, and its variables."""
-    variables = helpers.as_variables(weights)
-    optimizer = tf_adamw.AdamW(**{**arguments_in(out), **options})
-    optimizer.build(variables)
-    report = tf_adamw.checkpoint.restore(
-        tf.train.Checkpoint(optimizer=optimizer, variables=variables), folder
-    )
-    return optimizer, variables, report
 
 
 class InTorch:
@@ -238,47 +197,70 @@ def test_a_checkpoint_is_not_written_over(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"rename": "(=x"}, r"--rename: '\(' is no regular expression"),
-        ({"rename": r"a=\1"}, "--rename: .* is no replacement"),
-        ({"rename": "nothing=x"}, "--rename: 'nothing' matches none of bert"),
-        ({"rename": "bert"}, "--rename='bert' is not as --help has it"),
-        ({"rename": ".*=same"}, "Two variables would have the key 'same"),
-        ({"transpose": "kernel=1,x"}, "--transpose='kernel=1,x' is not as"),
-        ({"transpose": "kernel=1,2"}, "each axis from 0 on once"),
-        ({"transpose": "nothing=1,0"}, "'nothing'.* matches none"),
-        ({"variables": "a,b"}, "--variables has 2 keys, for 6: "),
-    ],
-)
-def test_refused(tmp_path, given, words):
-    with pytest.raises(ValueError, match=words) as refusal:
-        run(
-            source="bert",
-            input=BERT / "model.ckpt-3",
-            output=tmp_path / "new",
-            **given,
-        )
-    assert "\n" not in str(refusal.value)
-    assert not list(tmp_path.iterdir())
+def test_variables_in_a_file_or_listed(monkeypatch, tmp_path):
+    """A key may have spaces, and be the name of a folder."""
+    keys = tmp_path / "keys"
+    keys.write_text("my layer/kernel\r\nmy layer/bias\n\n")
+    assert import_flags.list_of(str(keys)) == [
+        "my layer/kernel",
+        "my layer/bias",
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scale").mkdir()
+    assert import_flags.list_of("scale") == ["scale"]
 
 
-def test_one_line_says_what_is_wrong(monkeypatch, capsys):
-    values = flags.FlagValues()
-    import_flags.define_flags(values)
-    values(["", *command({"source": "torch", "input": "none", "output": "x"})])
-    monkeypatch.setattr(flags, "FLAGS", values)
-    with pytest.raises(SystemExit) as end:
-        import_checkpoint.main([""])
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("import_checkpoint: Cannot read 'none'")
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_weights_of_another_dtype(tmp_path, dtype):
+    """A training's restore takes them, and not only the state."""
+    weight = torch.nn.Parameter(torch.full((3,), 3.0, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([("w", weight)])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = {"model": {"w": weight.detach()}, "o": optimizer.state_dict()}
+    torch.save(state, tmp_path / "run.pt")
+    given = {} if dtype is None else {"dtype": dtype}
+    out = run(
+        source="torch",
+        input=tmp_path / "run.pt",
+        output=tmp_path / "new",
+        **given,
+    )
+    held = "bfloat16" if dtype else saved_dtype(tmp_path)
+    assert f"weights are {held}; --dtype has others written" in out
+    zeros = {"w": np.zeros(3, helpers.NUMPY_DTYPE[held])}
+    _, variables, report = restored(out, tmp_path / "new", zeros)
+    assert not report.mismatched
+    np.testing.assert_array_equal(
+        np.float32(variables["w"]), weight.detach().float().numpy()
+    )
 
 
-@pytest.mark.parametrize("given", [{}, {"output": "x", "dry_run": "true"}])
-def test_output_or_dry_run(given):
-    with pytest.raises(
-        flags.IllegalFlagValueError, match="--output or --dry_r"
-    ):
-        run(source="bert", input="x", **given)
+def saved_dtype(folder):
+    """That of the weight in the checkpoint."""
+    reader = tf.train.load_checkpoint(str(folder / "new"))
+    types = reader.get_variable_to_dtype_map()
+    return types["variables/w/.ATTRIBUTES/VARIABLE_VALUE"].name
+
+
+def test_groups_of_several_decays(tmp_path):
+    """The source's own AdamW has no group that is treated otherwise."""
+    tensors = {name: torch.nn.Parameter(torch.ones([2])) for name in "ab"}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [("a", tensors["a"])], "weight_decay": 0.1},
+            {"params": [("b", tensors["b"])], "weight_decay": 0.05},
+        ]
+    )
+    for tensor in tensors.values():
+        tensor.grad = torch.ones([2])
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "torch.pt")
+    out = run(
+        source="torch",
+        input=tmp_path / "torch.pt",
+        output=tmp_path / "out",
+        weight_decay=0.1,
+    )
+    assert "unlike" not in out
+    assert arguments_in(out)["weight_decay_multipliers"] == {"^b$": 0.5}

@@ -148,6 +148,52 @@ def test_values_that_no_adam_has(slot, value, words):
     migration.import_state(optimizer, source, names={"bias": None})
 
 
+def test_complex_moments():
+    source = source_of()
+    source.slots["bias"]["momentum"] = np.full(3, 1j)
+    refused(*built(), source, "momentum of 'bias' .* complex numbers")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_weights_that_no_variable_has(value):
+    """What float64 holds and float32 does not is among them."""
+    optimizer, variables = built()
+    weights = {n: np.ones(s) for n, s in SHAPES.items()}
+    weights["bias"][1] = value
+    source = source_of(weights=weights)
+    words = "weight of 'bias' .* not finite in float32"
+    refused(optimizer, variables, source, words, weights=True)
+    migration.import_state(optimizer, source)
+    optimizer, variables = built(dtype="float64")
+    if np.isfinite(value):
+        migration.import_state(optimizer, source, weights=True)
+        assert variables["bias"].numpy()[1] == value
+
+
+def test_moments_that_only_float64_holds():
+    source = source_of()
+    source.slots["bias"]["velocity"] = np.full(3, 1e60)
+    words = "velocity of 'bias' .* not finite in float32"
+    refused(*built(), source, words)
+    optimizer, variables = built(dtype="float64")
+    migration.import_state(optimizer, source)
+    velocity = optimizer.get_slot(variables["bias"], "velocity")
+    assert (velocity.numpy() == 1e60).all()
+
+
+@pytest.mark.parametrize(
+    ("transpose", "words"),
+    [
+        ({"kernel": (0, 0)}, "'kernel'.* each axis from 0 on once"),
+        ({"kernel": (1,)}, "'kernel'.* each axis from 0 on once"),
+        ({"kernel": "10"}, "'kernel'.* each axis from 0 on once"),
+        ({"(": (1, 0)}, r"'\(' is no regular expression"),
+    ],
+)
+def test_axes_that_are_none(transpose, words):
+    refused(*built(), source_of(), words, transpose=transpose)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -9,7 +9,8 @@ import tensorflow as tf
 import helpers
 import tf_adamw
 from export_training import OPTIONS, ORDER, SHAPES, Trained
-from next_step import float32_corrections
+from next_step import Compared, float32_corrections
+from tf_adamw import migration
 from tf_adamw.migration import export_state
 
 
@@ -115,11 +116,11 @@ def test_keras_has_numbers_for_other_callables(rng, tmp_path, decay):
     trained.check(there.step, None, float32_corrections(0.75, 0.999, 8))
 
 
-def keras_model(arguments):
+def keras_model(arguments, wrap=lambda optimizer: optimizer):
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(5, name="dense")]
     )
-    model.compile(keras.optimizers.AdamW(**arguments), "mse")
+    model.compile(wrap(keras.optimizers.AdamW(**arguments)), "mse")
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -158,6 +159,39 @@ def test_a_file_of_keras_is_completed(rng, tmp_path, compiled):
     assert int(other.optimizer.iterations) == 3
 
 
+def test_keras_goes_on_scaling_the_loss(rng, tmp_path):
+    """What `compile` makes of it in a float16 model; the scale is Keras's."""
+    path = str(tmp_path / "model.weights.h5")
+    variables = helpers.as_variables(
+        helpers.random_weights(rng, {"kernel": (3, 5), "bias": (5,)})
+    )
+    optimizer = tf_adamw.AdamW(0.01)
+    optimizer.build(variables)
+
+    def gradients():
+        return helpers.random_gradients(rng, helpers.values(variables))
+
+    for _ in range(5):
+        optimizer.apply(helpers.to_gradients(gradients().values()))
+    model = keras_model({}, keras.optimizers.LossScaleOptimizer)
+    model.optimizer.dynamic_scale.assign(512.0)
+    model.set_weights([v.numpy() for v in variables.values()])
+    model.save_weights(path)
+    arguments = export_state(optimizer, path, "keras")
+    assert migration.read("keras", path).iterations == 5
+    other = keras_model(arguments, keras.optimizers.LossScaleOptimizer)
+    other.load_weights(path)
+    assert float(other.optimizer.dynamic_scale) == 512.0
+    compared = Compared(optimizer, variables)
+    for t in (6, 7, 8):
+        new = gradients()
+        other.optimizer.apply([512.0 * tf.constant(g) for g in new.values()])
+        weights = [v.numpy() for v in other.trainable_variables]
+        corrections = float32_corrections(0.9, 0.999, t)
+        theirs = dict(zip(variables, weights, strict=True))
+        compared.step(new, theirs, corrections=corrections)
+
+
 def test_a_replicated_optimizer(rng, mirrored, tmp_path):
     """The file is the one of the same training on one replica."""
     weights = helpers.random_weights(rng, SHAPES)
@@ -190,7 +224,11 @@ def test_a_replicated_optimizer(rng, mirrored, tmp_path):
         ({}, {"keys": ["bias", "scale"]}, "'kernel' is in one only"),
         ({}, {"keys": [*ORDER, "bias"]}, "3 keys once, it has 4"),
         ({}, {"transpose": {"embedding": (1, 0)}}, "'embedding'.* no key"),
+        ({}, {"transpose": {"kernel": (0, 0)}}, "'kernel' .* each axis"),
+        ({}, {"transpose": {"(": (1, 0)}}, r"'\(' is no regular expression"),
         ({}, {"path": "state.h5"}, r"end with \.weights\.h5"),
+        ({}, {"path": "none/a.weights.h5"}, "no directory '.*/none'"),
+        ({}, {"path": "."}, "path: .* is a directory"),
         (
             {"learning_rate_multipliers": {"bias": 0.5}},
             {},
@@ -236,3 +274,17 @@ def test_what_is_no_file_of_keras_is_kept(rng, tmp_path):
         export_state(Trained(rng, 0).optimizer, path, "keras")
     assert path.read_text() == "important"
     assert [p.name for p in tmp_path.iterdir()] == ["notes.weights.h5"]
+
+
+def test_what_a_link_leads_to_is_written(rng, tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link.weights.h5"
+    link.symlink_to(file)
+    trained = Trained(rng, 1)
+    export_state(trained.optimizer, link, "keras")
+    assert link.is_symlink()
+    before = file.read_bytes()
+    trained.step(trained.gradients())
+    export_state(trained.optimizer, link, "keras")
+    assert link.is_symlink()
+    assert file.read_bytes() != before
+    assert migration.read("keras", file).iterations == 2

@@ -20,10 +20,10 @@ Sources that only count their variables (torch without names, sonnet) need
 --variables: their keys in the order in which they were counted.
 """
 
+import functools
 import inspect
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +36,7 @@ from absl import app, flags, logging
 import tf_adamw
 from tf_adamw import migration
 from tf_adamw.migration.source import SETTINGS
-from tpu_scripts import import_flags
+from tpu_scripts import command_line, import_flags
 
 # These the checkpoint holds, if the file tells them or they are given.
 _HELD = ("learning_rate", "weight_decay")
@@ -48,9 +48,10 @@ def run(values: flags.FlagValues) -> None:
     Raises:
       ValueError: if the file or the flags do not fit. Nothing is written then.
       ImportError: if the package that reads the file is missing.
+      OSError, tf.errors.OpError: if it cannot be read, or nothing written.
     """
-    if values.output and tf.train.latest_checkpoint(values.output):
-        raise ValueError(f"--output: {values.output!r} has a checkpoint.")
+    if values.output:
+        check_output(values.output)
     given = {
         name: values[name].value
         for name in (*SETTINGS, "gradient_accumulation_steps")
@@ -58,14 +59,8 @@ def run(values: flags.FlagValues) -> None:
     }
     source = migration.read(values.source, values.input, **given)
     transpose = import_flags.axes_of(values.transpose)
-    names = {
-        name: key
-        for name, key in keys_of(
-            source, values.variables, values.rename
-        ).items()
-        if source.slots[name] or name in source.weights
-    }
-    variables = make_variables(source, names, transpose)
+    names = keys_of(source, values.variables, values.rename)
+    variables = make_variables(source, names, transpose, values.dtype)
     arguments = adamw_arguments(source, names)
     optimizer = tf_adamw.AdamW(**unless_assumed(source, arguments))
     optimizer.build(variables)
@@ -79,14 +74,31 @@ def run(values: flags.FlagValues) -> None:
         strict=values.strict,
         dry_run=values.dry_run,
     )
+    # Written before anything is printed: it may fail.
+    written = None
+    if not values.dry_run:
+        written = write(values.output, optimizer, variables if weights else {})
     print(report)
     print_arguments(arguments)
     if source.weights and not weights:
         missing = next(name for name in names if name not in source.weights)
         print(f"\nno weights: the file has some, but none of {missing!r}")
-    if not values.dry_run:
-        written = write(values.output, optimizer, variables if weights else {})
+    if written:
         print(f"\nwritten: {written}")
+    if written and weights:
+        dtypes = sorted({v.dtype.name for v in variables.values()})
+        print(f"weights are {', '.join(dtypes)}; --dtype has others written")
+
+
+def check_output(folder: str) -> None:
+    """Refuses one that has a checkpoint, or where no folder can be."""
+    there = folder
+    while there and not tf.io.gfile.exists(there):
+        there = os.path.dirname(there)
+    if there and not tf.io.gfile.isdir(there):
+        raise ValueError(f"--output: {there!r} is no directory.")
+    if tf.train.latest_checkpoint(folder):
+        raise ValueError(f"--output: {folder!r} has a checkpoint.")
 
 
 def print_arguments(arguments: Mapping[str, Any]) -> None:
@@ -100,7 +112,7 @@ def print_arguments(arguments: Mapping[str, Any]) -> None:
 def keys_of(
     source: migration.Source, variables: str | None, rename: Sequence[str]
 ) -> dict[str, str]:
-    """Returns {the source's name: key}."""
+    """Returns {the source's name: key} of what it has state or weights of."""
     given = import_flags.list_of(variables)
     if given is None:
         if source.positional:
@@ -117,7 +129,11 @@ def keys_of(
     given = import_flags.renamed(given, rename)
     if repeated := {key for key in given if given.count(key) > 1}:
         raise ValueError(f"Two variables would have the key {min(repeated)!r}.")
-    return dict(zip(source.slots, given, strict=True))
+    return {
+        name: key
+        for name, key in zip(source.slots, given, strict=True)
+        if source.slots[name] or name in source.weights
+    }
 
 
 def shapes(source: migration.Source, limit: int = 20) -> str:
@@ -134,18 +150,23 @@ def make_variables(
     source: migration.Source,
     names: Mapping[str, str],
     transpose: Mapping[str, Sequence[int]],
+    dtype: str | None = None,
 ) -> dict[str, tf.Variable]:
-    """Returns {key: variable} of the shapes that the optimizer's state has."""
+    """Returns {key: variable} of the shapes that the optimizer's state has.
+
+    Of the weights' dtype, if there are any, and none is given.
+    """
     variables = {}
     for name, key in names.items():
         slots = source.slots[name]
         like = slots["momentum"] if slots else source.weights[name]
+        kind = dtype or source.weights.get(name, like).dtype
         shape = list(like.shape)
         for pattern, axes in transpose.items():
             if re.search(pattern, key) and len(axes) == len(shape):
                 shape = [shape[axis] for axis in axes]
                 break
-        variables[key] = tf.Variable(tf.zeros(shape, like.dtype), name=key)
+        variables[key] = tf.Variable(tf.zeros(shape, kind), name=key)
     return variables
 
 
@@ -158,16 +179,20 @@ def adamw_arguments(
         for name, key in names.items()
         if not source.decayed.get(name, True)
     ]
-    factors = {
-        f"^{re.escape(key)}$": source.multipliers[name]
-        for name, key in names.items()
-        if source.multipliers.get(name) not in (None, 1.0)
-    }
     arguments = source.arguments()
     if excluded:
         arguments["exclude_from_weight_decay"] = excluded
-    if factors:
-        arguments["learning_rate_multipliers"] = factors
+    for argument, of in {
+        "learning_rate_multipliers": source.multipliers,
+        "weight_decay_multipliers": source.decay_multipliers,
+    }.items():
+        factors = {
+            f"^{re.escape(key)}$": of[name]
+            for name, key in names.items()
+            if of.get(name) not in (None, 1.0)
+        }
+        if factors:
+            arguments[argument] = factors
     return arguments
 
 
@@ -205,12 +230,11 @@ def main(argv: Sequence[str]) -> None:
         if argv[1:]:
             raise ValueError(f"{argv[1]!r} is no flag.")
         run(flags.FLAGS)
-    except (ValueError, ImportError) as error:
-        line = " ".join(str(error).split())
-        print(f"import_checkpoint: {line}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, ImportError, OSError, tf.errors.OpError) as error:
+        command_line.fail("import_checkpoint", str(error))
 
 
 if __name__ == "__main__":
     import_flags.define_flags()
-    app.run(main)
+    parse = functools.partial(command_line.parse, "import_checkpoint")
+    app.run(main, flags_parser=parse)

@@ -41,6 +41,14 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flags.DEFINE_multi_string(name, [], text, flag_values=values)
     for name, text in _BOOLEANS.items():
         flags.DEFINE_bool(name, False, text, flag_values=values)
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float16", "bfloat16", "float32", "float64"],
+        "Of the weights in the checkpoint: that of the training's variables. "
+        "By default the one that they are read in.",
+        flag_values=values,
+    )
     text = "The source's {}, where its file does not tell it, or not rightly."
     for name in SETTINGS:
         flags.DEFINE_float(name, None, text.format(name), flag_values=values)
@@ -111,7 +119,8 @@ def list_of(variables: str | None) -> list[str] | None:
     """What --variables lists, itself or in a file."""
     if variables is None:
         return None
-    if os.path.exists(variables):
+    if os.path.isfile(variables):
         with open(variables, encoding="utf-8") as file:
-            return file.read().split()
+            lines = [line.strip() for line in file.read().splitlines()]
+        return [line for line in lines if line]
     return [key.strip() for key in variables.split(",")]

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_adamw import arguments, replicas
+from tf_adamw.adapter import Adapter
 from tf_adamw.hyperparameters import ASSIGNABLE
-from tf_adamw.keys import few
-from tf_adamw.migration import differences
+from tf_adamw.migration import differences, given
 from tf_adamw.migration.matching import Fitted, Names, fitted, matched
 from tf_adamw.migration.source import Source
 from tf_adamw.registry import Parameter
@@ -74,7 +74,7 @@ class Report:
 
 
 def import_state(
-    optimizer: OptimizerState,
+    optimizer: OptimizerState | Adapter,
     source: Source,
     *,
     names: Names | None = None,
@@ -91,7 +91,8 @@ def import_state(
     `AdamW(**source.arguments())`.
 
     Args:
-      optimizer: a `tf_adamw.AdamW`, built.
+      optimizer: a `tf_adamw.AdamW`, or one of `tf_adamw.keras` or
+        `tf_adamw.tf_keras`, built.
       source: what `read` returned.
       names: which variable is which: `{the source's name: key}`, or a function
         from the one to the other, or the list of keys in the source's order;
@@ -112,17 +113,21 @@ def import_state(
         fits, a value is none that Adam can have, or `strict` and not
         everything fits; also in a `tf.function`, `strategy.run` or
         `averaged_weights()`. Nothing has changed then.
+      TypeError: if the optimizer is none of tf_adamw.
     """
     replicas.check_outside("import_state")
+    optimizer = given.adamw_of(optimizer)
     optimizer.check_settable()
     by_key: dict[str, list[Parameter]] = {}
     for parameter in optimizer.parameters:
         by_key.setdefault(parameter.key, []).append(parameter)
     mapped = matched(source, list(by_key), names)
     if weights:
-        _check_weights(source, mapped)
+        given.check_weights(source, mapped)
+    given.check_transpose(transpose or {})
     found = fitted(source, mapped, by_key, transpose or {})
     _check_numbers(optimizer, source)
+    given.check_fit(source, mapped, by_key, found, weights)
     report = _report(optimizer, source, mapped, found)
     if strict and not report.complete:
         unlike = (*report.seeded, *report.left_over, *report.differences)
@@ -134,21 +139,6 @@ def import_state(
             if weights:
                 _assign_weights(by_key, found.weights)
     return report
-
-
-def _check_weights(source: Source, mapped: Mapping[str, str]) -> None:
-    missing = [n for n in mapped.values() if n not in source.weights]
-    if missing and source.positional:
-        raise ValueError(
-            f"The file of {source.optimizer} only counts its variables, and "
-            "has no weights of theirs: assign the weights yourself."
-        )
-    if missing:
-        raise ValueError(
-            f"The file of {source.optimizer} has no weights of "
-            f"{few(missing, 5)}: leave these out by names, or assign all "
-            "weights yourself."
-        )
 
 
 def _check_numbers(optimizer: OptimizerState, source: Source) -> None:

@@ -50,6 +50,7 @@ def differences(
             )
     yield from _options(optimizer, source)
     yield from _treatments(optimizer, source, mapped)
+    yield from source.unlike
 
 
 def coupling_of(optimizer: OptimizerState) -> tuple[str, float | None]:
@@ -92,16 +93,24 @@ def _treatments(
                 f"{parameter.key} {here} decayed here, {there} in "
                 f"{source.optimizer}"
             )
-        own = float(tf.convert_to_tensor(parameter.decay_multiplier))
-        if decays and parameter.decayed and own != 1.0:
-            yield f"{parameter.key} has the weight decay multiplier {own:g}"
-        factor = float(tf.convert_to_tensor(parameter.multiplier))
-        wanted = source.multipliers.get(name, 1.0)
-        if wanted and not math.isclose(factor, wanted, rel_tol=1e-6):
-            yield (
-                f"{parameter.key} has the learning rate multiplier {factor:g}, "
-                f"in {source.optimizer} it is {wanted:g}"
-            )
+        for what, own, theirs, counts in (
+            (
+                "weight decay",
+                parameter.decay_multiplier,
+                source.decay_multipliers,
+                decays and parameter.decayed,
+            ),
+            ("learning rate", parameter.multiplier, source.multipliers, True),
+        ):
+            factor = float(tf.convert_to_tensor(own))
+            wanted = theirs.get(name, 1.0)
+            if not counts or wanted is None:
+                continue
+            if not math.isclose(factor, wanted, rel_tol=1e-6):
+                yield (
+                    f"{parameter.key} has the {what} multiplier {factor:g}, "
+                    f"in {source.optimizer} it is {wanted:g}"
+                )
 
 
 def notes(optimizer: OptimizerState, source: Source) -> Iterator[str]:
@@ -141,7 +150,14 @@ def notes(optimizer: OptimizerState, source: Source) -> Iterator[str]:
 
 
 def _untold(source: Source) -> Iterator[str]:
-    """What the file does not tell."""
+    """What the file does not tell, and which of its weights are meant."""
+    if len(source.weights_at) == 1:
+        yield f"the weights in the file are those at {source.weights_at[0]}"
+    elif source.weights_at:
+        yield (
+            f"the file has weights at {' and at '.join(source.weights_at)}, "
+            "and does not tell whose the state is: none are taken"
+        )
     if "clipnorm" in source.untold:
         yield "the file does not tell whether gradients were clipped"
     if source.settings.get("weight_decay") != 0 and not source.decayed:

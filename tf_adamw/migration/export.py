@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_adamw import replicas
+from tf_adamw.adapter import Adapter
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
-from tf_adamw.migration import export_keras, export_torch
+from tf_adamw.migration import export_keras, export_torch, given
 from tf_adamw.registry import Parameter
 from tf_adamw.state import OptimizerState
 
@@ -23,7 +24,7 @@ TARGETS = {"keras": export_keras.write, "torch": export_torch.write}
 
 
 def export_state(
-    optimizer: OptimizerState,
+    optimizer: OptimizerState | Adapter,
     path: str,
     target: str,
     *,
@@ -34,11 +35,11 @@ def export_state(
 
     "keras": a `.weights.h5` that `keras.optimizers.AdamW` loads. If the file
     exists, as `model.save_weights` wrote it, the optimizer's part of it is
-    replaced. Keras's optimizer has to be made with the arguments returned,
-    excluded variables by its own `exclude_from_weight_decay`. They are numbers,
-    those of the next step, but for a learning rate that is a schedule or a
-    callable: it is among them as it is, and Keras takes it if it is one of
-    Keras's.
+    replaced; in that of a LossScaleOptimizer, the part of the optimizer inside.
+    Keras's optimizer has to be made with the arguments returned, excluded
+    variables by its own `exclude_from_weight_decay`. They are numbers, those of
+    the next step, but for a learning rate that is a schedule or a callable: it
+    is among them as it is, and Keras takes it if it is one of Keras's.
 
     "torch": a file for `torch.load(path, weights_only=True)` and
     `torch.optim.AdamW.load_state_dict`. Variables of another decay or learning
@@ -47,8 +48,9 @@ def export_state(
     same.
 
     Args:
-      optimizer: a `tf_adamw.AdamW`, built.
-      path: of the file.
+      optimizer: a `tf_adamw.AdamW`, or one of `tf_adamw.keras` or
+        `tf_adamw.tf_keras`, built.
+      path: of the file; of a link, that which it leads to is written.
       target: "keras" or "torch".
       keys: of all variables, in the order in which the other optimizer has
         its own (of PyTorch: within each group); by default in that in which
@@ -65,9 +67,11 @@ def export_state(
         the middle of a window, Keras has no multipliers and there are some,
         or no weight decay has the other's next step; also in a `tf.function`
         or `strategy.run`.
+      TypeError: if the optimizer is none of tf_adamw.
       ImportError: if h5py or PyTorch is missing.
     """
     replicas.check_outside("export_state")
+    optimizer = given.adamw_of(optimizer)
     if target not in TARGETS:
         raise ValueError(
             f"target must be one of {', '.join(TARGETS)}, got {target!r}."
@@ -79,6 +83,7 @@ def export_state(
             f"{position.numpy()} steps of an unfinished window are "
             "accumulated, which no file can take along: export after an update."
         )
+    given.check_transpose(transpose or {})
     for pattern in transpose or {}:
         if not any(re.search(pattern, p.key) for p in parameters):
             raise ValueError(
@@ -153,10 +158,15 @@ def _times_rate(
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[str]:
     """A copy that replaces the file once it is written, or is removed."""
-    folder = os.path.dirname(os.path.abspath(path))
+    real = os.path.realpath(path)
+    folder = os.path.dirname(real)
+    if not os.path.isdir(folder):
+        raise ValueError(f"path: there is no directory {folder!r}.")
+    if os.path.isdir(real):
+        raise ValueError(f"path: {path!r} is a directory.")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export_") as own:
         new = os.path.join(own, os.path.basename(path))
         if os.path.exists(path):
             shutil.copy(path, new)
         yield new
-        os.replace(new, path)
+        os.replace(new, real)

@@ -60,6 +60,28 @@ def write(
         raise ValueError(
             f"path must end with .weights.h5, got {os.path.basename(path)!r}."
         )
+    _check_multipliers(parameters)
+    arguments = _arguments(optimizer, settings)
+    try:
+        file = h5py.File(path, "a")
+    except OSError as error:
+        raise ValueError(
+            f"{os.path.basename(path)!r} is no HDF5 file: {error}"
+        ) from error
+    with file:
+        # Where Keras scales the loss, its own optimizer is within another.
+        inner = "/inner_optimizer" * ("optimizer/inner_optimizer" in file)
+        place = f"optimizer{inner}/vars"
+        if place in file:
+            del file[place]
+        group = file.create_group(place)
+        values = _values(optimizer, parameters, slots, arguments)
+        for i, value in enumerate(values):
+            group[str(i)] = value
+    return arguments
+
+
+def _check_multipliers(parameters: Sequence[Parameter]) -> None:
     for parameter in parameters:
         held = {"learning rate": parameter.multiplier}
         if parameter.decayed:
@@ -71,21 +93,6 @@ def write(
                     f"Keras's AdamW has no {what} multipliers, and "
                     f"{parameter.key!r} has {factor:g}."
                 )
-    arguments = _arguments(optimizer, settings)
-    try:
-        file = h5py.File(path, "a")
-    except OSError as error:
-        raise ValueError(
-            f"{os.path.basename(path)!r} is no HDF5 file: {error}"
-        ) from error
-    with file:
-        if "optimizer/vars" in file:
-            del file["optimizer/vars"]
-        group = file.create_group("optimizer/vars")
-        values = _values(optimizer, parameters, slots, arguments)
-        for i, value in enumerate(values):
-            group[str(i)] = value
-    return arguments
 
 
 def _arguments(

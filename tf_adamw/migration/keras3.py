@@ -21,7 +21,7 @@ from tf_adamw.migration.keras_state import (
     slots_in,
 )
 from tf_adamw.migration.object_checkpoint import ObjectCheckpoint
-from tf_adamw.migration.source import Source
+from tf_adamw.migration.source import Source, count
 
 _EXPECTED = "an AdamW or Adam of Keras 3"
 
@@ -65,7 +65,7 @@ def _in_file(path: str) -> State:
     return State(
         path,
         name,
-        int(stored.arrays[0]),
+        count(stored.arrays[0], f"The counter in {path!r}"),
         slots,
         told,
         scheduled=not layout.rate,
@@ -73,6 +73,9 @@ def _in_file(path: str) -> State:
         names=names,
         weights={n: stored.weights[n] for n in names},
         ignored=stored.ignored,
+        notes=keras_settings.same_state(
+            stored.config, stored.label, ("Adadelta", "Adamax", "Lamb")
+        ),
     )
 
 
@@ -113,13 +116,14 @@ def _in_checkpoint(path: str) -> State:
     return State(
         path,
         keras_settings.known_class(path, None, label, "AdamW"),
-        int(checkpoint.value(counter)),
+        count(checkpoint.value(counter), f"The counter in {path!r}"),
         slots,
         {} if rate is None else {"learning_rate": rate},
         scheduled=rate is None,
         options=options,
         names=names,
         weights=weights,
+        notes=keras_settings.same_state(None, label, ("Lamb",)),
     )
 
 

@@ -138,7 +138,7 @@ def _contents(
     order = sorted(variables, key=int)
     return OptimizerFile(
         path,
-        arrays=tuple(variables[i][()] for i in order),
+        arrays=tuple(_array(variables[i]) for i in order),
         names=(),
         config=config if isinstance(config, dict) else None,
         label=_text(variables.attrs.get("name", "")),
@@ -156,7 +156,7 @@ def _weights(file: Any) -> Iterator[tuple[str, np.ndarray]]:
         top = place.split("/")[0]
         kept = re.search(r"(^|/)vars/\d+$", place)
         if kept and top not in ("optimizer", "metrics"):
-            yield place, file[place][()]
+            yield place, _array(file[place])
 
 
 def _whole_model(path: str, file: Any) -> OptimizerFile:
@@ -199,7 +199,15 @@ def _inner(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _named(group: Any) -> Iterator[tuple[str, np.ndarray]]:
     for name in _names(group, "weight_names"):
-        yield name.split(":")[0], group[name][()]
+        yield name.split(":")[0], _array(group[name])
+
+
+def _array(stored: Any) -> np.ndarray:
+    """A value; HDF5 has bfloat16 as 2 bytes of no meaning."""
+    value = np.asarray(stored[()])
+    if value.dtype == np.dtype("V2"):
+        return value.view(tf.bfloat16.as_numpy_dtype)
+    return value
 
 
 def _names(group: Any, attribute: str) -> list[str]:

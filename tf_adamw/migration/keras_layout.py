@@ -147,10 +147,10 @@ def _near(arrays: Sequence[np.ndarray], weights: Iterable[np.ndarray]) -> bool:
     """Whether arrays differ from weights by less than half of their norm."""
     distance = norm = 0.0
     weights = list(weights)
-    for array in arrays:
+    for array in (a.astype(np.float64) for a in arrays):
         alike = [w for w in weights if w.shape == array.shape]
         offs = [float(np.sum(np.square(array - w))) for w in alike]
         best = int(np.argmin(offs))
         distance += offs[best]
-        norm += float(np.sum(np.square(alike[best])))
+        norm += float(np.sum(np.square(alike[best], dtype=np.float64)))
     return distance < norm / 4

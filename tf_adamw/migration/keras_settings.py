@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_adamw.migration.source import SETTINGS
@@ -16,6 +16,7 @@ DEFAULTS = {
 }
 # tf_keras uses only the first one that is given.
 _CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+_DEFAULT_NAMES = {"adam": "Adam", "adamw": "AdamW", "adam_w": "AdamW"}
 _OTHERS = (
     "adabelief|adadelta|adafactor|adagrad|adamax|ftrl|lamb|lars|lion|muon|"
     "nadam|novograd|radam|rectified_?adam|rms_?prop|sgdw?|yogi|"
@@ -44,9 +45,7 @@ def known_class(
         raise ValueError(
             f"The optimizer in {path!r} is {label!r}; expected AdamW or Adam."
         )
-    return {"adam": "Adam", "adamw": "AdamW", "adam_w": "AdamW"}.get(
-        name, default
-    )
+    return _DEFAULT_NAMES.get(name, default)
 
 
 def check_class(path: str, name: str, expected: tuple[str, ...]) -> None:
@@ -127,3 +126,23 @@ def notes(options: Mapping[str, Any]) -> tuple[str, ...]:
             "the file does not tell ema_momentum and ema_overwrite_frequency",
         )
     return ()
+
+
+def same_state(
+    config: Mapping[str, Any] | None, label: str, others: Sequence[str]
+) -> tuple[str, ...]:
+    """Says which others it may be, where neither config nor name tells.
+
+    Args:
+      config: `{"class_name": ..., "config": ...}`, or None.
+      label: the optimizer's name, or "".
+      others: whose state is the same.
+    """
+    own = re.sub(r"_\d+$", "", label).lower()
+    if config is not None or own in _DEFAULT_NAMES or not others:
+        return ()
+    verb = "has" if len(others) == 1 else "have"
+    return (
+        f"{' and '.join(others)} {verb} the same state, and the file does not "
+        "tell which it is: AdamW cannot go on with theirs",
+    )

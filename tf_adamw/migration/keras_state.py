@@ -38,6 +38,7 @@ class State:
       names: the variables' names, if they are known.
       weights: their values by name, or by position, if they are known.
       ignored: what else the file has of the optimizer.
+      notes: what else to know of it.
     """
 
     path: str
@@ -50,6 +51,7 @@ class State:
     names: Sequence[str] = ()
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def source(self, library: str, given: Mapping[str, Any]) -> Source:
         """What it is to AdamW.
@@ -88,7 +90,7 @@ class State:
             options=options,
             weights=self.weights,
             ignored=ignored,
-            notes=keras_settings.notes(options),
+            notes=(*self.notes, *keras_settings.notes(options)),
             untold=self._untold(library),
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tf_adamw.migration import keras_files, keras_settings
 from tf_adamw.migration.object_checkpoint import ObjectCheckpoint
-from tf_adamw.migration.source import CLIPS, UNTOLD, Source
+from tf_adamw.migration.source import CLIPS, UNTOLD, Source, count
 
 _SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_max"}
 _HYPERS = ("learning_rate", "beta_1", "beta_2", "weight_decay", "decay")
@@ -79,6 +79,7 @@ class _State:
     ignored: tuple[str, ...]
     untold: frozenset[str] = UNTOLD
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read(path: str, source: str, given: Mapping[str, Any]) -> Source:
@@ -114,7 +115,7 @@ def _source(state: _State, kind: _Kind, given: Mapping[str, Any]) -> Source:
             f"number: if it is {kind.people} with a schedule, say that of the "
             "next step by weight_decay."
         )
-    notes = kind.notes
+    notes = (*kind.notes, *state.notes)
     decay = state.hypers.get("decay", 0.0)
     if decay and "learning_rate" in settings:
         settings["learning_rate"] /= 1 + decay * state.count
@@ -145,7 +146,9 @@ def _in_checkpoint(path: str, kind: _Kind) -> _State:
 
     def fits(node: int) -> bool:
         names = {name for _, name in checkpoint.slots(node)}
-        return {"m", "v"} <= names <= set(_SLOTS)
+        # That of Nadam.
+        cached = "momentum_cache" in checkpoint.children(node)
+        return {"m", "v"} <= names <= set(_SLOTS) and not cached
 
     node = checkpoint.optimizer(
         fits, f"{kind.people} with the slots m and v, and its model"
@@ -166,13 +169,23 @@ def _in_checkpoint(path: str, kind: _Kind) -> _State:
     scaled = "loss_scale" in checkpoint.children(node)
     return _State(
         path,
-        int(checkpoint.value(counter)),
+        count(checkpoint.value(counter), f"The counter in {path!r}"),
         slots,
         hypers,
         weights,
         aliases=aliases,
         options={},
         ignored=("loss_scale",) if scaled else (),
+        notes=_same_state(label),
+    )
+
+
+def _same_state(label: str) -> tuple[str, ...]:
+    """Says which others an optimizer with a name of its own may be."""
+    if re.sub(r"_\d+$", "", label) == "AdamWeightDecay":
+        return ()
+    return keras_settings.same_state(
+        None, label, ("Adamax of tf_keras", "LAMB of TF-Addons")
     )
 
 
@@ -211,7 +224,7 @@ def _in_file(path: str, kind: _Kind) -> _State:
     slots = _slots_by_name(stored, kind)
     return _State(
         path,
-        int(stored.arrays[0]),
+        count(stored.arrays[0], f"The counter in {path!r}"),
         slots,
         hypers,
         {n: w for n, w in stored.weights.items() if n in slots},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -149,12 +149,7 @@ def fitted(
       ValueError: if a pattern of `transpose` matches no key, a shape does not
         fit, or a slot has a value that no Adam's has.
     """
-    for pattern in transpose:
-        if not any(re.search(pattern, key) for key in mapped):
-            raise ValueError(
-                f"transpose has the pattern {pattern!r}, which matches none "
-                f"of {few(mapped, 5)}."
-            )
+    _check_patterns(transpose, mapped)
     found, wrong = Fitted({}, {}), []
     for key, name in mapped.items():
         shape = _shape(by_key[key])
@@ -188,17 +183,27 @@ def fitted(
     return found
 
 
+def _check_patterns(transpose: Iterable[str], keys: Iterable[str]) -> None:
+    for pattern in transpose:
+        if not any(re.search(pattern, key) for key in keys):
+            raise ValueError(
+                f"transpose has the pattern {pattern!r}, which matches none "
+                f"of {few(keys, 5)}."
+            )
+
+
 def _check_values(
     source: Source, mapped: Mapping[str, str], found: Fitted
 ) -> None:
     """Refuses what would make every later weight NaN."""
     for key, slots in found.slots.items():
         for slot, array in slots.items():
-            values = np.asarray(array, np.float64)
             wrong = None
-            if not np.all(np.isfinite(values)):
+            if np.iscomplexobj(array):
+                wrong = "complex numbers"
+            elif not np.all(np.isfinite(np.asarray(array, np.float64))):
                 wrong = "a number that is not finite"
-            elif slot.startswith("velocity") and np.any(values < 0):
+            elif slot.startswith("velocity") and np.any(array < 0):
                 wrong = "a negative number"
             if wrong:
                 raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_adamw.migration.source import Source
+from tf_adamw.migration.source import Source, count
 
 # In neither the file tells the learning rate, nor is there a usual one.
 _TF1 = {
@@ -76,7 +76,9 @@ class _File:
 
     def step(self) -> int | None:
         found = self.named(_STEP)
-        return int(self.value(found[0])) if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        return count(self.value(found[0]), f"{found[0]} in {self.path!r}")
 
 
 def read(path: str, source: str, given: Mapping[str, float]) -> Source:
@@ -191,7 +193,13 @@ def _power(file: _File, name: str) -> float:
             f"{file.path!r} has to have one variable {name!r}, of one Adam; "
             f"it has {len(found + file.named(f'{name}_1'))}."
         )
-    return float(file.value(found[0]))
+    power = file.value(found[0])
+    if power.shape or not 0 <= power <= 1:
+        raise ValueError(
+            f"{found[0]} in {file.path!r} must be a power of a number in "
+            f"[0, 1), got {power}."
+        )
+    return float(power)
 
 
 def _updates(

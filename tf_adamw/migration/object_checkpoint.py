@@ -131,6 +131,7 @@ class ObjectCheckpoint:
         name = f"{self.paths[node]!r}"
         if "iter" in children:
             slots = sorted({slot for _, slot in self.slots(node)})
+            slots += [name for name in children if name == "momentum_cache"]
             return f"{name}, a legacy optimizer with {_listing(slots)}"
         library = (
             "Keras 3" if "_trainable_variables" in children else "tf_keras"

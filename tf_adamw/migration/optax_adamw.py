@@ -11,15 +11,14 @@ Both are read as `{path: array}`; the paths are JAX's, joined by "/":
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from tf_adamw.migration.source import Source
+from tf_adamw.migration import optax_files
+from tf_adamw.migration.source import Source, count
 
 # Of `optax.adamw`, which has no default for the learning rate.
 _DEFAULTS = {
@@ -35,19 +34,37 @@ _INJECTED = {
     "b2": "beta_2",
     "eps": "epsilon",
 }
-_ORBAX = "_METADATA"
+# Of the same types, so that no file tells them apart.
+_SAME_STATE = (
+    "acprop",
+    "adabelief",
+    "adamax",
+    "adamaxw",
+    "adopt",
+    "lamb",
+    "nadam",
+    "nadamw",
+    "radam",
+    "yogi",
+)
+# What optimistic_adam, muon, sophia and galore have beside that.
+_OTHERS = re.compile(
+    "(^|/)(is_initial_step|ns_coeffs|hessian_fn_state|base_optimizer_state)"
+    "(/|$)"
+)
 
 
 def read(path: str, source: str, given: Mapping[str, float]) -> Source:
     """Reads a file of NumPy or a directory of Orbax: see `readers.read`."""
     del source
-    values = _orbax(path) if os.path.isdir(path) else _npz(path)
+    values = optax_files.read(path)
     nodes = _nodes(values, path)
+    iterations = _count(values, nodes)
     slots = _slots(values, nodes)
     told = _injected(values, nodes)
     return Source(
         optimizer="Optax adamw",
-        iterations=_count(values, nodes),
+        iterations=iterations,
         slots=slots,
         settings={**_DEFAULTS, **told, **given},
         assumed=frozenset(_DEFAULTS) - set(told) - set(given),
@@ -74,6 +91,10 @@ def _notes(
             "optax.adam has the same state, and does not decay: if it was "
             "that, weight_decay=0.0"
         )
+    yield (
+        f"{', '.join(_SAME_STATE)} of Optax have the same state, too: AdamW "
+        "cannot go on with theirs"
+    )
     if any(
         value.dtype.itemsize == 2
         for node in nodes
@@ -91,89 +112,6 @@ def _notes(
         )
 
 
-def _npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # a damaged one has many ways to fail
-        # NumPy's advice would be to unpickle what is in it.
-        reason = str(error).partition("\n")[0]
-        if "pickle" in reason:
-            reason = "it is a file of another kind"
-        raise ValueError(
-            f"{path!r} is neither an Orbax checkpoint nor a file of "
-            f"numpy.savez: {reason}"
-        ) from error
-
-
-def _orbax(path: str) -> dict[str, np.ndarray]:
-    try:
-        import jax
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError(
-            "Reading Orbax's checkpoints needs Orbax: "
-            "pip install orbax-checkpoint"
-        ) from error
-    folder = _folder(path)
-    try:
-        checkpointer = ocp.PyTreeCheckpointer()
-        metadata = checkpointer.metadata(folder).item_metadata
-        if metadata is None:
-            raise ValueError(f"what {_ORBAX} describes is not there")
-        tree = metadata.tree
-        # To NumPy, wherever it was: not to the devices that saved it.
-        arguments = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-        )
-        restored = checkpointer.restore(folder, restore_args=arguments)
-    except Exception as error:  # a damaged one has many ways to fail
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Cannot read {folder!r}, it is damaged or incomplete: {reason}"
-        ) from error
-    return dict(_leaves(restored, ""))
-
-
-def _folder(path: str) -> str:
-    """The directory itself, or the one item that a manager's step has."""
-    path = os.path.abspath(path)
-    if os.path.exists(os.path.join(path, _ORBAX)):
-        return path
-    items = [
-        os.path.join(path, name)
-        for name in sorted(os.listdir(path))
-        if os.path.exists(os.path.join(path, name, _ORBAX))
-    ]
-    if len(items) == 1:
-        return items[0]
-    steps = [name for name in os.listdir(path) if name.isdecimal()]
-    hint = (
-        f" It has the steps {', '.join(sorted(steps, key=int))}: give one, "
-        f"{os.path.join(path, max(steps, key=int))!r}."
-        if steps
-        else ""
-    )
-    raise ValueError(
-        f"{path!r} is no Orbax checkpoint: it, or one directory in it, has to "
-        f"have {_ORBAX!r}; {len(items)} have.{hint}"
-    )
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, (list, tuple)):
-        items = enumerate(tree)
-    else:
-        if tree is not None:
-            yield path, np.asarray(tree)
-        return
-    for name, item in items:
-        yield from _leaves(item, f"{path}/{name}" if path else str(name))
-
-
 def _nodes(values: Mapping[str, np.ndarray], path: str) -> list[str]:
     """The paths, "" or ending with "/", below which a state of Adam is."""
     nodes = sorted(
@@ -189,6 +127,11 @@ def _nodes(values: Mapping[str, np.ndarray], path: str) -> list[str]:
         raise ValueError(
             f"{path!r} has no state of optax.adamw: nowhere are count, mu/... "
             "and nu/... beside each other."
+        )
+    if others := [name for name in values if _OTHERS.search(name)]:
+        raise ValueError(
+            f"{path!r} has {others[0]!r}, which is no part of the state of "
+            "optax.adamw: AdamW cannot go on with it."
         )
     for node in nodes:
         if any(name.startswith(f"{node}nu_max/") for name in values):
@@ -219,6 +162,12 @@ def _slots(
     for name, found in slots.items():
         if len(found) == 1:
             raise ValueError(f"{name!r} is in one of mu and nu only.")
+        momentum, velocity = (a.shape for a in found.values())
+        if momentum != velocity:
+            raise ValueError(
+                f"{name!r} has the shapes {momentum} and {velocity} in mu and "
+                "nu: it is no state of optax.adamw (of novograd?)."
+            )
     return slots
 
 
@@ -230,7 +179,10 @@ def _float(value: np.ndarray) -> np.ndarray:
 
 
 def _count(values: Mapping[str, np.ndarray], nodes: list[str]) -> int:
-    counts = {int(values[f"{node}count"]) for node in nodes}
+    counts = {
+        count(values[f"{node}count"], f"{node}count in the file of Optax")
+        for node in nodes
+    }
     if len(counts) > 1:
         raise ValueError(
             "The states of optax.adamw have different counts: "

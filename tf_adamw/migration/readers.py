@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tf_adamw import arguments
 from tf_adamw.migration.source import SETTINGS, Source
 
 # {source: module}: each has `read(path, source, given)`. They are imported
@@ -39,7 +40,8 @@ def read(source: str, path: str, **given: Any) -> Source:
       A `Source`.
 
     Raises:
-      ValueError: if the source is not known, or the file is not one of its.
+      ValueError: if the source is not known, a setting is out of its range, or
+        the file is not one of the source's.
       TypeError: if a setting is not known.
       ImportError: if the package that reads the file is missing.
     """
@@ -53,5 +55,8 @@ def read(source: str, path: str, **given: Any) -> Source:
             raise TypeError(
                 f"{name!r} is no setting; there are {', '.join(settings)}."
             )
+    for name in SETTINGS:
+        if name in given:
+            given[name] = arguments.number(name, given[name])
     module = importlib.import_module(f"tf_adamw.migration.{SOURCES[source]}")
     return module.read(str(path).removesuffix(".index"), source, given)

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adamw.checkpoint_file import CheckpointFile
-from tf_adamw.migration.source import Source
+from tf_adamw.migration.source import Source, count
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _DEFAULTS = {
@@ -44,7 +44,7 @@ def read(path: str, source: str, given: Mapping[str, float]) -> Source:
     file = CheckpointFile(path)
     names = {n.removesuffix(_SUFFIX) for n in file.shapes if _SUFFIX in n}
     optimizer = _optimizer(names, path)
-    count = sum(
+    variables = sum(
         bool(re.fullmatch(re.escape(optimizer) + r"m/\d+", name))
         for name in names
     )
@@ -61,10 +61,10 @@ def read(path: str, source: str, given: Mapping[str, float]) -> Source:
     assumed = frozenset(_DEFAULTS) - {"weight_decay"} - set(told) - set(given)
     return Source(
         optimizer="Sonnet Adam",
-        iterations=int(value("step")),
+        iterations=count(value("step"), f"{optimizer}step in {path!r}"),
         slots={
             str(i): {"momentum": value(f"m/{i}"), "velocity": value(f"v/{i}")}
-            for i in range(count)
+            for i in range(variables)
         },
         settings={**_DEFAULTS, **told, **given},
         assumed=assumed,

@@ -33,6 +33,28 @@ UNTOLD = frozenset(
 _NEGLIGIBLE = 2.0**-25
 
 
+def count(value: Any, name: str) -> int:
+    """Returns a counter that a file has, as an int.
+
+    Args:
+      value: a number, or an array of one without a shape.
+      name: what it counts, and of what, for people.
+
+    Raises:
+      ValueError: if it is no whole number from 0 on that an int64 holds.
+    """
+    found = np.asarray(value)
+    number = found.item() if not found.shape else None
+    if (
+        not isinstance(number, (int, float))
+        or not 0 <= number < 2**63
+        or number != int(number)
+    ):
+        got = f"the shape {found.shape}" if found.shape else repr(number)
+        raise ValueError(f"{name} must be a whole number >= 0, got {got}.")
+    return int(number)
+
+
 def correction(beta: float, t: int) -> float:
     """`1 - beta^t`, by which a moment is corrected after `t` updates."""
     return -math.expm1(t * math.log(beta)) if beta else 1.0
@@ -63,13 +85,19 @@ class Source:
       decayed: `{variable: bool}` where the source knows which it decays.
       multipliers: `{variable: factor}` on the learning rate; None where the
         source has one and does not tell it.
+      decay_multipliers: `{variable: factor}` on the weight decay, of those that
+        are decayed.
       options: other arguments of AdamW that the source used: `amsgrad`,
         `use_ema`, `ema_momentum`, clips.
       untold: those of which the file cannot tell whether they were used.
       weights: `{variable: array}`, if the file has them.
+      weights_at: where in the file, for people: if there are several, `weights`
+        has none.
       aliases: `{variable: another name that it has}`, for matching.
       output_first: whether its kernels are [out, in], and AdamW's [in, out].
       ignored: what else the file has of the optimizer and AdamW has not.
+      unlike: why no AdamW may have its next step, for people: a difference
+        each.
       notes: what else to know of it, for people.
     """
 
@@ -86,13 +114,23 @@ class Source:
     multipliers: Mapping[str, float | None] = dataclasses.field(
         default_factory=dict
     )
+    decay_multipliers: Mapping[str, float] = dataclasses.field(
+        default_factory=dict
+    )
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     untold: frozenset[str] = UNTOLD
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    weights_at: tuple[str, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_first: bool = False
     ignored: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count(self.iterations, f"The iterations of {self.optimizer}")
+        for name in ("beta_1", "beta_2"):
+            checks.number(name, self.settings[name])
 
     @property
     def counter(self) -> int:

@@ -22,7 +22,7 @@ from tf_adamw.migration.object_checkpoint import (
     ObjectCheckpoint,
     unique_values,
 )
-from tf_adamw.migration.source import Source
+from tf_adamw.migration.source import Source, count
 
 _EXPECTED = "an AdamW or Adam of tf_keras (no legacy one)"
 
@@ -62,7 +62,7 @@ def _in_file(path: str) -> State:
     return State(
         path,
         name,
-        int(stored.arrays[0]),
+        count(stored.arrays[0], f"The counter in {path!r}"),
         slots,
         told,
         scheduled="learning_rate" not in told,
@@ -70,6 +70,9 @@ def _in_file(path: str) -> State:
         names=names,
         weights={n: stored.weights[n] for n in names if n in stored.weights},
         ignored=stored.ignored,
+        notes=keras_settings.same_state(
+            stored.config, "", ("Adadelta", "Adamax", "Nadam")
+        ),
     )
 
 
@@ -99,11 +102,12 @@ def _in_checkpoint(path: str) -> State:
     names = _names(momentums)
     shapes = [slot["momentum"].shape for slot in slots]
     rate = checkpoint.number(node, "_learning_rate")
+    counter = checkpoint.number(node, "_iterations") or 0
     label = momentums[0].partition("/m/")[0].split("/")[-1]
     return State(
         path,
         keras_settings.known_class(path, None, label, "AdamW"),
-        int(checkpoint.number(node, "_iterations") or 0),
+        count(counter, f"The counter in {path!r}"),
         slots,
         {} if rate is None else {"learning_rate": rate},
         scheduled=rate is None,

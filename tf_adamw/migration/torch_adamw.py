@@ -10,23 +10,24 @@ unpickled but tensors, numbers and what contains them.
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tf_adamw.migration.source import Source, correction
+from tf_adamw.migration import torch_groups
+from tf_adamw.migration.source import Source, correction, count
 
 _SLOTS = {
     "exp_avg": "momentum",
     "exp_avg_sq": "velocity",
     "max_exp_avg_sq": "velocity_max",
 }
-# Of those optimizers that know betas, only Adam and AdamW have the last one.
-_GROUP = ("params", "lr", "betas", "eps", "weight_decay", "amsgrad")
+_FILE = "the file"
 
 
 def read(path: str, source: str, given: Mapping[str, float]) -> Source:
@@ -35,21 +36,16 @@ def read(path: str, source: str, given: Mapping[str, float]) -> Source:
     loaded = _loaded(path)
     state_dict = _state_dict(loaded, path)
     groups = state_dict["param_groups"]
-    _check_groups(groups, given)
-    names = _names(groups)
-    settings = {
-        "learning_rate": max(float(group["lr"]) for group in groups),
-        "weight_decay": max(float(group["weight_decay"]) for group in groups),
-        "beta_1": float(groups[0]["betas"][0]),
-        "beta_2": float(groups[0]["betas"][1]),
-        "epsilon": float(groups[0]["eps"]),
-        **given,
-    }
-    steps, slots = _slots(state_dict["state"], names)
+    torch_groups.check(groups, given)
+    names, positional = torch_groups.names(groups)
+    settings = {**torch_groups.settings(groups), **given}
+    state = state_dict["state"]
+    steps, slots = _slots(state, names)
     iterations = max(steps.values(), default=0)
     ignored = _align(slots, steps, iterations, settings)
     coupled = groups[0].get("decoupled_weight_decay") is False
-    positional = all(name.isdecimal() for name in names.values())
+    weights = {} if positional else _weights(loaded, slots)
+    by_name = functools.partial(torch_groups.by_name, groups, names)
     return Source(
         optimizer="PyTorch Adam" if coupled else "PyTorch AdamW",
         iterations=iterations,
@@ -57,13 +53,20 @@ def read(path: str, source: str, given: Mapping[str, float]) -> Source:
         settings=settings,
         positional=positional,
         algorithm_1=True,
-        decayed=_by_name(groups, names, _decays),
-        multipliers=_by_name(groups, names, _multipliers),
+        decayed=by_name(torch_groups.decayed(groups)),
+        multipliers=by_name(torch_groups.multipliers(groups)),
+        decay_multipliers=by_name(
+            torch_groups.decay_multipliers(groups, settings["weight_decay"])
+        ),
         options={"amsgrad": True} if groups[0]["amsgrad"] else {},
-        weights={} if positional else _weights(loaded, names.values()),
+        weights=next(iter(weights.values())) if len(weights) == 1 else {},
+        weights_at=tuple(weights),
         output_first=True,
-        ignored=ignored,
-        notes=_notes(groups),
+        ignored=(
+            *ignored,
+            *(f"state of {i!r}, of no group" for i in state if i not in names),
+        ),
+        unlike=tuple(torch_groups.unlike(groups, names, settings, given)),
     )
 
 
@@ -100,7 +103,11 @@ def _check_sums(path: str) -> None:
 
 def _state_dict(loaded: Any, path: str) -> Mapping[str, Any]:
     """The optimizer's part of a file."""
-    found = dict(_state_dicts(loaded, "the file"))
+    found = {
+        name: value
+        for name, value in _mappings(loaded, _FILE)
+        if {"state", "param_groups"} <= set(value)
+    }
     if len(found) == 1:
         return next(iter(found.values()))
     names = f": {', '.join(found)}" if found else ""
@@ -110,83 +117,25 @@ def _state_dict(loaded: Any, path: str) -> Mapping[str, Any]:
     )
 
 
-def _state_dicts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Those in a file, one level of lists and dicts below its own."""
+def _mappings(
+    value: Any, name: str, above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """All in a file but those of an optimizer, with their places in it."""
+    if id(value) in above:  # it is in itself
+        return
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
+        yield name, value
         if {"state", "param_groups"} <= set(value):
-            yield name, value
             return
-        items = [(repr(key), item) for key, item in value.items()]
+        items = value.items()
     elif isinstance(value, (list, tuple)):
-        items = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        items = enumerate(value)
     else:
         return
     for key, item in items:
-        if isinstance(item, (Mapping, list, tuple)):
-            yield from _state_dicts(item, key)
-
-
-def _check_groups(
-    groups: Sequence[Mapping[str, Any]], given: Mapping[str, float]
-) -> None:
-    """Refuses what no AdamW can go on with."""
-    for group in groups:
-        if missing := [name for name in _GROUP if name not in group]:
-            raise ValueError(
-                "This is no state of PyTorch's Adam or AdamW: a group of its "
-                f"parameters has no {missing[0]!r}."
-            )
-        if group.get("maximize"):
-            raise ValueError("AdamW minimizes, this PyTorch AdamW maximized.")
-        if (
-            group.get("decoupled_weight_decay", True) is False
-            and group["weight_decay"]
-        ):
-            raise ValueError(
-                f"PyTorch's Adam with weight_decay={group['weight_decay']} "
-                "adds it to the gradient; AdamW decays the weights."
-            )
-    for what, name, values in (
-        ("amsgrad", "amsgrad", {bool(g["amsgrad"]) for g in groups}),
-        ("beta_1", "betas[0]", {float(g["betas"][0]) for g in groups}),
-        ("beta_2", "betas[1]", {float(g["betas"][1]) for g in groups}),
-        ("epsilon", "eps", {float(g["eps"]) for g in groups}),
-        (
-            "weight_decay",
-            "weight_decay, other than 0",
-            {float(g["weight_decay"]) for g in groups} - {0.0},
-        ),
-    ):
-        if len(values) > 1 and what not in given:
-            raise ValueError(
-                f"The groups differ in {name}: "
-                f"{', '.join(map(str, sorted(values)))}; AdamW has one value"
-                + (f": give {what}." if what != "amsgrad" else ".")
-            )
-
-
-def _notes(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    if any(
-        group["weight_decay"] and "decoupled_weight_decay" not in group
-        for group in groups
-    ):
-        return (
-            "written by an old PyTorch, whose Adam and AdamW have the same "
-            "files: if it was Adam, which adds its weight decay to the "
-            "gradient, AdamW cannot go on with it",
-        )
-    return ()
-
-
-def _names(groups: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
-    """`{what the state is filed under: name}`, in the order of the groups."""
-    ids = [i for group in groups for i in group["params"]]
-    if all("param_names" in group for group in groups):
-        names = [name for group in groups for name in group["param_names"]]
-        return dict(zip(ids, names, strict=True))
-    if all(isinstance(i, str) for i in ids):
-        return {i: i for i in ids}
-    return {i: str(position) for position, i in enumerate(ids)}
+        place = repr(key) if name == _FILE else f"{name}[{key!r}]"
+        yield from _mappings(item, place, (*above, id(value)))
 
 
 def _slots(
@@ -204,7 +153,8 @@ def _slots(
                 "This is no state of PyTorch's Adam or AdamW: that of "
                 f"parameter {name!r} has no {min(missing)!r}."
             )
-        steps[name] = round(float(held["step"]))
+        counted = f"The step of {name!r} in PyTorch's file"
+        steps[name] = count(held["step"], counted)
         slots[name] = {
             slot: _array(held[key])
             for key, slot in _SLOTS.items()
@@ -228,9 +178,13 @@ def _align(
     """Gives every parameter the moments it would have after `iterations`.
 
     PyTorch corrects the bias by each parameter's own count, AdamW by one for
-    all. The corrected moments are kept. Says which those were.
+    all. The corrected moments are kept. Says which those were. A parameter
+    whose only steps were skipped starts anew.
     """
-    behind = {n: step for n, step in steps.items() if step < iterations}
+    for name, step in steps.items():
+        if step == 0 < iterations:
+            slots[name].clear()
+    behind = {n: step for n, step in steps.items() if 0 < step < iterations}
     for name, step in behind.items():
         for slot, value in slots[name].items():
             beta = settings["beta_1" if slot == "momentum" else "beta_2"]
@@ -243,27 +197,12 @@ def _align(
     )
 
 
-def _by_name(
-    groups: Sequence[Mapping[str, Any]], names: Mapping[Any, str], values: Any
-) -> dict[str, Any]:
-    """Per parameter what `values` says per group."""
-    pairs = zip(groups, values(groups), strict=True)
-    return {names[i]: value for group, value in pairs for i in group["params"]}
-
-
-def _decays(groups: Sequence[Mapping[str, Any]]) -> list[bool]:
-    return [bool(group["weight_decay"]) for group in groups]
-
-
-def _multipliers(groups: Sequence[Mapping[str, Any]]) -> list[float]:
-    rates = [float(group["lr"]) for group in groups]
-    return [rate / max(rates) if max(rates) else 1.0 for rate in rates]
-
-
-def _weights(loaded: Any, names: Any) -> dict[str, np.ndarray]:
-    """Those of the model's `state_dict` in the same file, if there is one."""
-    names = list(names)
-    for value in loaded.values():
-        if isinstance(value, Mapping) and all(name in value for name in names):
-            return {name: _array(value[name]) for name in names}
-    return {}
+def _weights(
+    loaded: Any, names: Collection[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """`{place in the file: weights}` of what has tensors of all names."""
+    return {
+        place: {name: _array(held[name]) for name in names}
+        for place, held in _mappings(loaded, _FILE)
+        if names and all(hasattr(held.get(n), "detach") for n in names)
+    }
