@@ -244,6 +244,8 @@ class AdapterTests(Adapted):
         config = optimizer.get_config()
         assert config["weight_decay"] == 0.5
         assert config["exclude_from_weight_decay"] == ["bias"]
+        keys = {"keys": config["keys"]}
+        assert config == {**optimizer.adamw.get_config(), **keys}
         with pytest.raises(TypeError, match="clipnorm is fixed"):
             optimizer.clipnorm = 2.0
         with pytest.raises(AttributeError, match="no attribute 'clip'"):
@@ -256,3 +258,33 @@ class AdapterTests(Adapted):
         values = [raw(v).numpy() + 1 for v in optimizer.variables]
         optimizer.set_weights(values)
         check_equal([raw(v).numpy() for v in optimizer.variables], values)
+
+    def test_constraints_leave_alone_what_a_step_does(self):
+        factor = tf.Variable(0.0)
+        none, nan = tf.zeros, lambda shape: tf.fill(shape, np.nan)
+        cases = (
+            ({"learning_rate_multipliers": {"kernel": 0.0}}, none, None),
+            ({"learning_rate_multipliers": {"kernel": factor}}, none, none),
+            ({"gradient_accumulation_steps": 2}, none, none),
+            ({"skip_nonfinite": True}, nan, none),
+        )
+        constraint = self.library.constraints.MaxNorm(0.3)
+        for options, first, second in cases:
+            factor.assign(0.0)
+            model = self.model(kernel_constraint=constraint)
+            optimizer = self.adapter.AdamW(0.02, **PLAIN, **options)
+            kernel = raw(model.trainable_variables[0])
+            before = kernel.numpy()
+
+            def step(gradient, model=model, optimizer=optimizer):
+                variables = model.trainable_variables
+                grads = [gradient(v.shape) for v in variables]
+                optimizer.apply_gradients(zip(grads, variables, strict=True))
+
+            step(first)
+            check_equal([kernel.numpy()], [before])
+            if second is not None:
+                factor.assign(1.0)
+                step(second)
+                norms = np.linalg.norm(kernel.numpy(), axis=0)
+                assert np.all(norms < 0.3 + 1e-6)

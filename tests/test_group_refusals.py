@@ -59,6 +59,8 @@ def test_near_misses(argument, pattern, near):
     told = message.partition("Near misses:")[2]
     assert near <= set(re.findall("'(.*?)'", told))
     assert bool(told) == bool(near)
+    if near:  # the list of all keys comes last
+        assert message.index("Near misses") < message.index(" Of: ")
 
 
 def test_near_misses_are_few():
@@ -68,6 +70,14 @@ def test_near_misses_are_few():
         optimizer.build(variables)
     assert len(str(refusal.value)) < 1000
     assert "Near misses: 'layers/0/kernel'" in str(refusal.value)
+
+
+@every_argument
+def test_a_predicate_in_a_list(argument):
+    selector = ["kernel", lambda key: "bias" in key]
+    with pytest.raises(ValueError, match=f"^{argument}.* alone") as refusal:
+        tf_adamw.AdamW(**given(argument, selector))
+    assert "\n" not in str(refusal.value)
 
 
 @every_argument

@@ -229,6 +229,24 @@ def test_predicate_has_no_configuration_before_build(argument):
     assert "bias" in json.dumps(optimizer.get_config()[argument])
 
 
+@every_argument
+def test_a_name_that_repeats_stands_for_no_variable(argument):
+    """Before build there are no keys: a configuration has the name."""
+    names = {"a": "w", "b": "w", "c": "u"}
+    variables = {k: tf.Variable([1.0], name=n) for k, n in names.items()}
+
+    def of_another(key):
+        optimizer = tf_adamw.AdamW(**given(argument, [variables[key]]))
+        return tf_adamw.AdamW.from_config(optimizer.get_config())
+
+    with pytest.raises(ValueError, match=f"^{argument}: .*a, b") as refusal:
+        of_another("b").build(variables)
+    assert "\n" not in str(refusal.value)
+    other = of_another("c")
+    other.build(variables)
+    assert "u" in json.dumps(other.get_config()[argument])
+
+
 def test_factors_that_are_variables_become_numbers():
     factor = tf.Variable(0.5)
     variables = new_variables()
@@ -241,6 +259,24 @@ def test_factors_that_are_variables_become_numbers():
     config = again(optimizer).get_config()
     assert config["learning_rate_multipliers"] == {"head": 0.25}
     assert config["weight_decay_multipliers"] == {"kernel": 0.25}
+
+
+@pytest.mark.parametrize("argument", list(ARGUMENTS)[1:])
+def test_factors_stay_as_they_were_given(argument):
+    """0.1 is no float32: float64 variables would take other steps."""
+
+    def step(optimizer):
+        variable = tf.Variable([0.3, 1.0], dtype=tf.float64, name="kernel")
+        for _ in range(3):
+            optimizer.apply([tf.ones_like(variable)], [variable])
+        return variable.numpy()
+
+    held = tf.Variable(0.1, dtype=tf.float64)
+    both = tf_adamw.AdamW(**{argument: {"kernel": 0.1, "other": held}})
+    config = again(both).get_config()
+    assert config[argument] == {"kernel": 0.1, "other": 0.1}
+    optimizer = tf_adamw.AdamW(**{argument: {"kernel": 0.1}})
+    np.testing.assert_array_equal(step(again(optimizer)), step(optimizer))
 
 
 def test_layerwise_decay():

@@ -8,9 +8,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_adamw.keras
 from keras_adapter_files import FileTests
+from keras_adapter_keys import KeyTests
 from keras_adapters import (
     BATCH,
     INPUTS,
@@ -33,7 +35,7 @@ tf_adamw.keras.AdamW()
 """
 
 
-class TestKeras(FileTests, AdapterTests):
+class TestKeras(FileTests, KeyTests, AdapterTests):
     library = keras
     adapter = tf_adamw.keras
 
@@ -60,7 +62,57 @@ class TestKeras(FileTests, AdapterTests):
         for model in (wrapped, loaded):
             self.fit(model)
         check_equal(state(loaded), state(wrapped))
+
+        keras.config.set_dtype_policy("float32")
+        with pytest.raises(ValueError, match="with the policy mixed_float16"):
+            keras.models.load_model(path)
+
+    @pytest.mark.parametrize("factor", ["dynamic", 8.0])
+    @pytest.mark.parametrize("auto", [{}, {"auto_scale_loss": False}])
+    def test_it_scales_the_loss_itself(self, mixed, factor, auto, tmp_path):
+        model = self.compiled({**PLAIN, "loss_scale_factor": factor}, auto)
+        assert isinstance(model.optimizer, self.adapter.AdamW)
+        self.fit(model)
+        path = str(tmp_path / "model.keras")
+        model.save(path)
+        loaded = keras.models.load_model(path)
+        assert isinstance(loaded.optimizer, self.adapter.AdamW)
+        config = loaded.optimizer.get_config()
+        assert config == model.optimizer.get_config()
+        check_equal(state(loaded), state(model))
+        for one in (model, loaded):
+            self.fit(one)
+        check_equal(state(loaded), state(model))
+
+    def test_a_clone_scales_the_loss_itself(self, mixed):
+        model = self.compiled({**PLAIN, "loss_scale_factor": "dynamic"})
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        clone.compile_from_config(model.get_compile_config())
+        for one in (model, clone):
+            self.fit(one)
+        check_equal(state(clone), state(model))
+
+    def test_files_name_one_class(self):
+        for factor in (None, "dynamic"):
+            optimizer = self.adapter.AdamW(loss_scale_factor=factor)
+            saved = keras.saving.serialize_keras_object(optimizer)
+            assert saved["module"] == "tf_adamw.keras"
+            assert saved["class_name"] == "AdamW"
+            assert saved["registered_name"] == "tf_adamw>AdamW"
+            again = keras.saving.deserialize_keras_object(saved)
+            assert type(again) is type(optimizer)
+
+    def test_without_a_scale_the_state_can_be_loaded(self, mixed, tmp_path):
+        own = self.compiled(PLAIN, {"auto_scale_loss": False})
+        self.fit(own)
+        path = str(tmp_path / "model.keras")
         own.save(path)
+        with pytest.warns(UserWarning, match="compile=False") as warned:
+            keras.models.load_model(path)
+        told = [w for w in warned if "auto_scale_loss" in str(w.message)]
+        assert len(told) == 1
+        assert not [w for w in warned if "state of the" in str(w.message)]
         loaded = keras.models.load_model(path, compile=False)
         optimizer = self.adapter.AdamW.from_config(own.optimizer.get_config())
         loaded.compile(optimizer, "mse", auto_scale_loss=False)
@@ -71,7 +123,7 @@ class TestKeras(FileTests, AdapterTests):
 
     def test_mixed_precision_on_replicas(self, mixed, mirrored):
         with mirrored.scope():
-            with pytest.raises(ValueError, match="auto_scale_loss=False"):
+            with pytest.raises(ValueError, match="give AdamW loss_scale"):
                 self.compiled(PLAIN)
             model = self.compiled(
                 {**PLAIN, "loss_scale_factor": "dynamic"},
@@ -90,9 +142,10 @@ class TestKeras(FileTests, AdapterTests):
         with pytest.raises(ValueError, match="one replica's gradients"):
             self.fit(model)
 
-    def test_a_loss_is_not_scaled_twice(self, mixed):
-        with pytest.raises(ValueError, match="auto_scale_loss=False"):
-            self.compiled({"loss_scale_factor": "dynamic"})
+    def test_a_loss_is_not_scaled_twice(self):
+        optimizer = self.adapter.AdamW(loss_scale_factor="dynamic")
+        with pytest.raises(ValueError, match="leave loss_scale_factor out"):
+            keras.optimizers.LossScaleOptimizer(optimizer)
 
     def test_swap_ema_weights(self):
         model = self.compiled({**PLAIN, "use_ema": True, "ema_momentum": 0.9})
@@ -124,6 +177,16 @@ class TestKeras(FileTests, AdapterTests):
         swap = keras.callbacks.SwapEMAWeights()
         with pytest.raises(ValueError, match="averaged_weights"):
             model.evaluate(INPUTS, TARGETS, verbose=0, callbacks=[swap])
+
+    def test_an_order_given_to_apply_is_not_kept(self):
+        first, second = (keras.Variable([1.0], name=name) for name in "ab")
+        optimizer = tf_adamw.keras.AdamW(0.1, weight_decay=0.0)
+        optimizer.build([first, second])
+        one, zero = tf.ones([1]), tf.zeros([1])
+        optimizer.apply([zero, zero], [second, first])
+        optimizer.apply([one, zero])
+        assert first.numpy() < 1.0
+        assert second.numpy() == 1.0
 
     def test_variables_are_keras_variables_with_paths(self):
         model = self.compiled(PLAIN)

@@ -7,6 +7,7 @@ import tf_keras
 
 import tf_adamw.tf_keras
 from keras_adapter_files import FileTests
+from keras_adapter_keys import KeyTests
 from keras_adapters import (
     PLAIN,
     QUICK,
@@ -19,7 +20,7 @@ from keras_adapters import (
 )
 
 
-class TestTfKeras(FileTests, AdapterTests):
+class TestTfKeras(FileTests, KeyTests, AdapterTests):
     library = tf_keras
     adapter = tf_adamw.tf_keras
 
@@ -115,6 +116,7 @@ class TestTfKeras(FileTests, AdapterTests):
         self.fit(model)
         self.fit(loaded)
         check_equal(state(loaded), state(model))
+        self.check_thawed(tmp_path, suffix="h5")
 
     def test_compile_takes_no_other_arguments(self):
         with pytest.raises(TypeError, match="decay"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,12 +14,16 @@ from tf_adamw import configuration, placement, replicas
 from tf_adamw.adamw import PLAIN_OPTIONS, AdamW
 from tf_adamw.adapter_state import (
     SavedState,
+    in_order,
     matching_keys,
     named_state,
     one_line,
 )
+from tf_adamw.groups import is_zero
 from tf_adamw.hyperparameters import NAMES as HYPERPARAMETERS
 from tf_adamw.keys import keyed_variables, raw_variable
+from tf_adamw.registry import Parameter
+from tf_adamw.step import ApplyResult
 
 # Keras's base classes set attributes of these names, which say nothing here.
 OPTIONS = frozenset((*PLAIN_OPTIONS, *HYPERPARAMETERS, "loss_scale_factor")) - {
@@ -67,31 +72,34 @@ class Adapter:
     def _build(self, variables: Iterable[Any]) -> None:
         """Creates the state that there is not yet; restores what waits."""
         variables = list(variables)
-        if 0 < len(variables) == len(self._known) and all(
+        # Keras gives it no variable of a model that is frozen as a whole.
+        if len(variables) in (0, len(self._known)) and all(
             map(operator.is_, variables, self._known)
         ):
             return
         self.adamw.build(self._with_keys(variables))
-        known = {raw_variable(v).ref() for v in self._known}
-        new = [v for v in variables if raw_variable(v).ref() not in known]
         # A tuple, past Keras's tracking: it would count these as its own.
-        object.__setattr__(self, "_known", (*self._known, *new))
+        object.__setattr__(self, "_known", _merged(self._known, variables))
         if self._pending is not None:
             pending, self._pending = self._pending, None
             owner = replicas.owner(
                 (p.key, p.variable) for p in self.adamw.parameters
             )
-            placement.create(owner, lambda: pending.restore(self.adamw))
+            placement.create(
+                owner, lambda: pending.restore(self.adamw, self._parameters)
+            )
 
     def _with_keys(self, variables: Sequence[Any]) -> Any:
         """The variables, under the keys that a configuration had for them."""
         saved = self._saved_keys
         own = [key for key, _ in keyed_variables(variables)]
-        if len(saved) == len(own) and all(map(_same_kind, saved, own)):
+        alike = matching_keys(own, saved)
+        if len(alike) < len(own) == len(saved) and all(
+            map(_numbered_anew, saved, own)
+        ):
             return dict(zip(saved, variables, strict=True))
         if not saved or len({*own}) < len(own):
             return variables
-        alike = matching_keys(own, saved)
         return {alike.get(k, k): v for k, v in zip(own, variables, strict=True)}
 
     def _apply(
@@ -104,12 +112,36 @@ class Adapter:
         if variables is None:
             variables = self._known
         result = self.adamw.apply(grads, variables)
+        self._constrain(grads, variables, result)
+        return result
+
+    def _constrain(
+        self,
+        grads: Sequence[Any],
+        variables: Sequence[Any],
+        result: ApplyResult,
+    ) -> None:
+        """Applies the constraints of the variables that the step changed."""
         for gradient, variable in zip(grads, variables, strict=True):
             constraint = getattr(variable, "constraint", None)
-            if gradient is not None and constraint is not None:
-                raw = raw_variable(variable)
-                replicas.assign(raw, tf.cast(constraint(raw), raw.dtype))
-        return result
+            if gradient is None or constraint is None:
+                continue
+            raw, changed = raw_variable(variable), result.applied
+            factor = self.adamw._registry.get(raw).multiplier
+            if is_zero(factor):
+                continue
+            if isinstance(factor, tf.Variable):
+                changed = tf.logical_and(changed, tf.not_equal(factor, 0))
+            within = tf.cast(constraint(raw), raw.dtype)
+            replicas.assign(raw, tf.where(changed, within, raw))
+
+    @property
+    def _parameters(self) -> list[Parameter]:
+        """All parameters, in the order of the model's variables."""
+        return in_order(self.adamw, self._known)
+
+    def _state(self) -> dict[str, tf.Variable]:
+        return named_state(self.adamw, self._parameters)
 
     @property
     def learning_rate(self) -> Any:
@@ -149,18 +181,30 @@ class Adapter:
         of a model that it loads another path.
 
         Raises:
-          ValueError: as `tf_adamw.AdamW.get_config`.
+          ValueError: as `tf_adamw.AdamW.get_config`, and for a callable that
+            Keras cannot save.
         """
-        built = [p.key for p in self.adamw.parameters if p.part == 0]
-        config = {
-            **self.adamw.get_config(),
-            "keys": built or [*self._saved_keys],
-        }
-        for name in HYPERPARAMETERS:
-            held = self.adamw.hyperparameters.plain(name)
-            if callable(held):
-                config[name] = self._saving.serialize_keras_object(held)
-        return config
+        keys = [p.key for p in self._parameters if p.part == 0] or [
+            *self._saved_keys,
+            *configuration.selected_names(self.adamw),
+        ]
+        config = configuration.optimizer_config(
+            self.adamw, PLAIN_OPTIONS, self._described
+        )
+        return {**config, "keys": list(dict.fromkeys(keys))}
+
+    def _described(self, name: str, held: Any) -> Any:
+        """A number; or what Keras makes of a schedule or a function."""
+        if not callable(held):
+            return held
+        try:
+            return self._saving.serialize_keras_object(held)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} is {held!r}, which {self._saving.__name__} cannot "
+                "save: give a schedule, or a function that is registered by "
+                "register_keras_serializable."
+            ) from error
 
     @classmethod
     def from_config(
@@ -185,7 +229,7 @@ class Adapter:
         Raises:
           ValueError: if their number or shapes differ.
         """
-        own = named_state(self.adamw)
+        own = self._state()
         given = [tuple(weight.shape) for weight in weights]
         if given != [tuple(v.shape) for v in own.values()]:
             raise ValueError(
@@ -198,7 +242,7 @@ class Adapter:
 
     def save_own_variables(self, store: Any) -> None:
         """Puts the state into a file of Keras's, each variable by its name."""
-        for name, variable in named_state(self.adamw).items():
+        for name, variable in self._state().items():
             store[one_line(name)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
@@ -212,11 +256,29 @@ class Adapter:
         if saved is None:
             return
         if self.adamw.parameters:
-            saved.restore(self.adamw)
+            saved.restore(self.adamw, self._parameters)
         else:
             self._pending = saved
 
 
-def _same_kind(saved: str, own: str) -> bool:
-    """Whether two keys end alike: in "kernel", say."""
-    return saved.rsplit("/", 1)[-1] == own.rsplit("/", 1)[-1]
+def _merged(known: Sequence[Any], given: Sequence[Any]) -> tuple[Any, ...]:
+    """Puts together the variables known so far and those given now.
+
+    A list of all of them and more is the model's, and has its order: which
+    layers were trained first is none.
+    """
+
+    def without(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        refs = {raw_variable(v).ref() for v in others}
+        return [v for v in some if raw_variable(v).ref() not in refs]
+
+    new = without(given, known)
+    if new and not without(known, given):
+        return tuple(given)
+    return (*known, *new)
+
+
+def _numbered_anew(saved: str, own: str) -> bool:
+    """Whether two keys differ in the numbers of automatic names at most."""
+    saved, own = (re.sub(r"_\d+(?=/|$)", "", f"/{key}") for key in (saved, own))
+    return saved.endswith(own) or own.endswith(saved)

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_adamw.adamw import AdamW
-from tf_adamw.keys import few
+from tf_adamw.keys import few, raw_variable
+from tf_adamw.registry import Parameter
 from tf_adamw.scalar_state import FORMAT_VERSION
 from tf_adamw.slots import start_again
 
 _VERSION = "format_version"
 
 
-def named_state(adamw: AdamW) -> dict[str, tf.Variable]:
+def in_order(adamw: AdamW, variables: Sequence[Any]) -> list[Parameter]:
+    """All parameters: those of the variables first, in their order."""
+    places = {raw_variable(v).ref(): n for n, v in enumerate(variables)}
+    return sorted(
+        adamw.parameters,
+        key=lambda p: places.get(p.variable.ref(), len(places)),
+    )
+
+
+def named_state(
+    adamw: AdamW, parameters: Sequence[Parameter]
+) -> dict[str, tf.Variable]:
     """All variables of the state, by names that no option moves.
+
+    Args:
+      adamw: the optimizer.
+      parameters: all of its own, in the order that numbers them.
 
     Returns:
       `format_version`, `counters/<name>`, `hyperparameters/<name>` and
-      `slots/<number>/<key>/<slot>`: the variable's number in the order in
-      which they were built, and its key.
+      `slots/<number>/<key>/<slot>`.
     """
     named = {_VERSION: adamw.format_version}
     for part in ("counters", "hyperparameters"):
@@ -32,7 +47,7 @@ def named_state(adamw: AdamW) -> dict[str, tf.Variable]:
         for name, child in sorted(children.items()):
             if isinstance(child, tf.Variable):
                 named[f"{part}/{name}"] = child
-    for number, parameter in enumerate(adamw.parameters):
+    for number, parameter in enumerate(parameters):
         for slot, variable in parameter.slots.items():
             named[f"slots/{number}/{parameter.key}/{slot}"] = variable
     return named
@@ -70,7 +85,8 @@ class SavedState:
             raise ValueError(
                 f"The file has the state of another optimizer than "
                 f"tf_adamw's ({few(sorted(values))}): tf_adamw.migration "
-                "reads Keras's."
+                "reads Keras's, and one in a LossScaleOptimizer is loaded with "
+                "the policy mixed_float16, as it was saved."
             )
         if not 0 < int(version) <= FORMAT_VERSION:
             raise ValueError(
@@ -79,17 +95,21 @@ class SavedState:
             )
         return cls(values)
 
-    def restore(self, adamw: AdamW) -> None:
+    def restore(self, adamw: AdamW, parameters: Sequence[Parameter]) -> None:
         """Gives a built optimizer these values.
 
         What the file lacks, because of an option that was switched on since,
         starts again, with a warning.
 
+        Args:
+          adamw: the optimizer.
+          parameters: as for `named_state`.
+
         Raises:
           ValueError: if it was saved for other variables.
         """
-        own = named_state(adamw)
-        source = self._sources(own)
+        own = named_state(adamw, parameters)
+        source, by_order = self._sources(own)
         for name, variable in own.items():
             saved = self.values.get(source[name])
             if saved is not None and saved.shape != tuple(variable.shape):
@@ -98,21 +118,31 @@ class SavedState:
                     f"{tuple(variable.shape)} here: it was saved for another "
                     "model."
                 )
+        if by_order:
+            warnings.warn(
+                "The file has other keys than the model. Their order matched "
+                f"them: {few(_keys(map(one_line, own)))} have the state of "
+                f"{few(_keys(self.values))}.",
+                stacklevel=2,
+            )
         lacking = [n for n in own if source[n] not in self.values]
         for name, variable in own.items():
             if name not in lacking:
                 variable.assign(self.values[source[name]])
-        _start_again(adamw, lacking)
+        _start_again(adamw, parameters, lacking)
         unused = sorted({*self.values} - {*source.values()})
-        if lacking or unused:
+        # Of an optimizer that was not built yet there is no slot.
+        if unused or (lacking and _keys(self.values)):
             warnings.warn(
                 "The file was saved with other options or variables. It lacks: "
                 f"{few(lacking)}. It has more: {few(unused)}.",
                 stacklevel=2,
             )
 
-    def _sources(self, own: dict[str, tf.Variable]) -> dict[str, str]:
-        """For each own name, the one in the file.
+    def _sources(
+        self, own: dict[str, tf.Variable]
+    ) -> tuple[dict[str, str], bool]:
+        """For each own name, the one in the file; whether by the order.
 
         Keys find each other; a layer that is trainable now, or was then, may
         be missing. If they are others, as where Keras has numbered the layers
@@ -120,7 +150,8 @@ class SavedState:
         """
         here, there = _keys(map(one_line, own)), _keys(self.values)
         alike = matching_keys(here, there)
-        if len(alike) in (len(here), len(there)):
+        by_order = len(alike) not in (len(here), len(there))
+        if not by_order:
             places = {here[k]: (there[a], a) for k, a in alike.items()}
         elif len(here) == len(there):
             by_number = {number: key for key, number in there.items()}
@@ -137,7 +168,7 @@ class SavedState:
                 number, key = places.get(_slot(one_line(name))[0], ("", ""))
                 slot = name.rsplit("/", 1)[1]
                 sources[name] = f"slots|{number}|{key}|{slot}"
-        return sources
+        return sources, by_order
 
 
 def matching_keys(here: Iterable[str], there: Iterable[str]) -> dict[str, str]:
@@ -170,8 +201,10 @@ def _keys(names: Any) -> dict[str, int]:
     return {key: number for number, key in found}
 
 
-def _start_again(adamw: AdamW, lacking: list[str]) -> None:
-    for number, parameter in enumerate(adamw.parameters):
+def _start_again(
+    adamw: AdamW, parameters: Sequence[Parameter], lacking: list[str]
+) -> None:
+    for number, parameter in enumerate(parameters):
         for slot in parameter.slots:
             if f"slots/{number}/{parameter.key}/{slot}" in lacking:
                 start_again(parameter, slot)

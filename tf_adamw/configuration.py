@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tf_adamw.groups import Multipliers, NormGroups
-from tf_adamw.hyperparameters import NAMES, Hyperparameters
+from tf_adamw.groups import Factor, Multipliers, NormGroups
+from tf_adamw.hyperparameters import NAMES
+from tf_adamw.keys import own_name
 from tf_adamw.loss_scale import DynamicLossScale
 from tf_adamw.patterns import Selection
 from tf_adamw.registry import Registry
 
 
-def hyperparameter_config(held: Hyperparameters) -> dict[str, Any]:
-    """Returns numbers, or the configuration of a schedule.
+def optimizer_config(
+    optimizer: Any,
+    options: Sequence[str],
+    described: Callable[[str, Any], Any],
+) -> dict[str, Any]:
+    """Returns the arguments of an `AdamW`, as `AdamW.get_config` does.
+
+    Args:
+      optimizer: the `AdamW`.
+      options: names of attributes that are JSON-able as they are.
+      described: makes a JSON-able value of a hyperparameter, given its name
+        and a number or the callable.
 
     Raises:
-      ValueError: if a callable has no configuration.
+      ValueError: as `group_config`, and what `described` raises.
     """
-    return {name: _described(name, held.plain(name)) for name in NAMES}
+    plain = optimizer.hyperparameters.plain
+    return {
+        **{name: described(name, plain(name)) for name in NAMES},
+        **{name: getattr(optimizer, name) for name in options},
+        "loss_scale_factor": loss_scale_config(optimizer.loss_scale_factor),
+        **group_config(
+            optimizer._exclusions,
+            (optimizer._multipliers, optimizer._decay_multipliers),
+            optimizer._norm_groups,
+            optimizer._registry,
+        ),
+    }
+
+
+def selected_names(optimizer: Any) -> list[str]:
+    """Returns the own names of variables that an `AdamW`'s arguments select."""
+    selections = [
+        optimizer._exclusions,
+        *(s for s, _ in optimizer._multipliers.entries),
+        *(s for s, _ in optimizer._decay_multipliers.entries),
+        *optimizer._norm_groups.selections.values(),
+    ]
+    return [own_name(v) for s in selections for v in s.variables]
 
 
 def loss_scale_config(
@@ -48,15 +81,19 @@ def group_config(
     Factors that are variables become numbers, as they stand.
 
     Raises:
-      ValueError: if a predicate was given, and nothing is built.
+      ValueError: as `Selection.as_patterns`.
     """
 
     def patterns(selection: Selection) -> list[str]:
         return selection.as_patterns(registry.parameters, registry.name)
 
+    def number(factor: Factor) -> float:
+        held = isinstance(factor, tf.Variable)
+        return float(tf.convert_to_tensor(factor)) if held else factor
+
     def factors(of: Multipliers) -> dict[str, float] | list[Any]:
         found = [
-            (patterns(selection), float(tf.convert_to_tensor(factor)))
+            (patterns(selection), number(factor))
             for selection, factor in of.entries
         ]
         # A dict, if it can be one: each entry has to count as a whole.
@@ -98,7 +135,7 @@ def arguments_of(
 def restored(
     value: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
 ) -> Any:
-    """Returns the schedule that `_described` described.
+    """Returns the schedule that `described` described.
 
     Raises:
       ValueError: if its class is not found.
@@ -116,7 +153,16 @@ def restored(
     return found.from_config(value["config"])
 
 
-def _described(name: str, held: Any) -> Any:
+def described(name: str, held: Any) -> Any:
+    """Returns a number as it is, and the configuration of a schedule.
+
+    Args:
+      name: the hyperparameter's, for the message.
+      held: a number, or a callable.
+
+    Raises:
+      ValueError: if a callable has no configuration.
+    """
     if not callable(held):
         return held
     if not hasattr(held, "get_config"):

@@ -6,6 +6,7 @@ before `keras.saving.load_model` meets a model that was compiled with it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,27 +16,29 @@ import tensorflow as tf
 import tf_adamw
 from tf_adamw import averaging, replicas
 from tf_adamw.adapter import Adapter
-from tf_adamw.adapter_state import named_state
 from tf_adamw.registry import Parameter
 from tf_adamw.step import ApplyResult
 
 _ONE_REPLICA = (
     "LossScaleOptimizer looks at one replica's gradients alone: give AdamW "
-    'loss_scale_factor="dynamic", and compile auto_scale_loss=False.'
+    'loss_scale_factor="dynamic".'
+)
+_NOT_WRAPPED_THEN = (
+    "The file has no state within a LossScaleOptimizer, and {!r} in one "
+    "stays as it is: a model of auto_scale_loss=False is loaded with "
+    "compile=False, compiled so again, and load_weights(file) has its state."
 )
 
 
-@keras.saving.register_keras_serializable("tf_adamw")
 class AdamW(Adapter, keras.optimizers.Optimizer):
     """`tf_adamw.AdamW` as an optimizer of Keras 3.
 
     For `model.compile`, and wherever Keras wants an optimizer of its own.
     Files (`.keras`, `.weights.h5`) hold the whole state.
 
-    A model of the policy "mixed_float16" is compiled with a
-    `LossScaleOptimizer` around it, which serves one replica; for several,
-    give this `loss_scale_factor="dynamic"`, and `auto_scale_loss=False` to
-    `compile`.
+    In a model of the policy "mixed_float16", `compile` puts it into a
+    `LossScaleOptimizer`, which serves one replica; for several, give this
+    `loss_scale_factor="dynamic"`, and `compile` leaves it alone.
 
     Args:
       *args: those of `tf_adamw.AdamW`.
@@ -61,6 +64,8 @@ class AdamW(Adapter, keras.optimizers.Optimizer):
         # A callable, so that Keras makes no variable for it.
         super().__init__(lambda: self.adamw.learning_rate)
         self._set_up(tf_adamw.AdamW(*args, **kwargs))
+        if type(self) is AdamW and self.adamw.loss_scale_factor is not None:
+            object.__setattr__(self, "__class__", _Scaling)
         object.__setattr__(self, "_as_keras", {})
         _ = self.variables
 
@@ -73,8 +78,9 @@ class AdamW(Adapter, keras.optimizers.Optimizer):
         if self.adamw.loss_scale_factor is not None:
             raise ValueError(
                 "The loss would be scaled twice: loss_scale_factor is "
-                f"{self.adamw.loss_scale_factor}, and LossScaleOptimizer "
-                "scales, too: give compile auto_scale_loss=False."
+                f"{self.adamw.loss_scale_factor}, and a LossScaleOptimizer "
+                "scales, too: leave loss_scale_factor out, or the "
+                "LossScaleOptimizer (compile: auto_scale_loss=False)."
             )
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise ValueError(_ONE_REPLICA)
@@ -136,11 +142,22 @@ class AdamW(Adapter, keras.optimizers.Optimizer):
         """As `tf_adamw.AdamW.scale_loss`."""
         return self.adamw.scale_loss(loss)
 
+    def load_own_variables(self, store: Any) -> None:
+        """Gets the state from a file; before `build`, it waits.
+
+        Raises:
+          ValueError: if it is the state of other variables, or of another
+            optimizer. Nothing has changed then.
+        """
+        if self._wrapped and not list(store.keys()):
+            warnings.warn(_NOT_WRAPPED_THEN.format(self.name), stacklevel=2)
+        else:
+            super().load_own_variables(store)
+
     @property
     def variables(self) -> list[keras.Variable]:
         """All variables of the state."""
-        named = named_state(self.adamw)
-        return [self._shown(v, name) for name, v in named.items()]
+        return [self._shown(v, name) for name, v in self._state().items()]
 
     def _shown(self, value: Any, name: str) -> Any:
         if not isinstance(value, tf.Variable):
@@ -161,6 +178,22 @@ class AdamW(Adapter, keras.optimizers.Optimizer):
             raise AttributeError("There are no averages without use_ema=True.")
         of = {p.variable.ref(): p for p in self.adamw.parameters}
         return [_Average(of[v.value.ref()]) for v in self._known]
+
+
+class _Scaling(AdamW, keras.optimizers.LossScaleOptimizer):
+    """One with a `loss_scale_factor`.
+
+    `compile` wraps all but a `LossScaleOptimizer`, and so does `load_model`,
+    since no file has `auto_scale_loss`. All that it does is AdamW's.
+    """
+
+    stateless_apply = keras.optimizers.Optimizer.stateless_apply
+
+
+# Files say AdamW of both, which makes either from a configuration.
+_Scaling.__name__ = _Scaling.__qualname__ = AdamW.__name__
+for _kind in (_Scaling, AdamW):
+    keras.saving.register_keras_serializable("tf_adamw")(_kind)
 
 
 class _Average(keras.Variable):

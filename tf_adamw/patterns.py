@@ -9,8 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adamw import sharding
-from tf_adamw.keys import as_list, own_name, raw_variable, unwrapped
+from tf_adamw.keys import as_list, few, own_name, raw_variable, unwrapped
 from tf_adamw.registry import Parameter, listed
+
+# A comment in a regular expression: made of the name of one variable.
+_ONE = "(?#one)"
 
 
 class Selection:
@@ -37,6 +40,11 @@ class Selection:
         for entry in self._entries(given):
             if is_variable(entry):
                 self.variables.append(entry)
+            elif callable(entry):
+                raise ValueError(
+                    f"{argument}: a predicate is given alone, not in a list, "
+                    f"got {entry!r}."
+                )
             else:
                 check_pattern(argument, entry)
                 self.patterns.append(entry)
@@ -69,7 +77,8 @@ class Selection:
         """Returns the keys of the parameters that are selected.
 
         Raises:
-          ValueError: if a pattern or a variable matches no parameter.
+          ValueError: if a pattern or a variable matches no parameter, or a
+            pattern of one variable, of a configuration, several.
         """
         selected: set[str] = set()
         for pattern in self.patterns:
@@ -94,15 +103,24 @@ class Selection:
     ) -> set[str]:
         # The keys come first, so that a pattern that fits one key alone
         # selects one variable alone.
-        matched = {p.key for p in parameters if re.search(pattern, p.key)} or {
-            p.key for p in parameters if re.search(pattern, p.name)
-        }
+        by_key = {p.key for p in parameters if re.search(pattern, p.key)}
+        by_name = {p.key for p in parameters if re.search(pattern, p.name)}
+        matched = by_key or by_name
+        if pattern.endswith(_ONE):
+            matched = by_name or by_key
+            if len(matched) > 1:
+                raise ValueError(
+                    f"{self.argument}: {pattern!r} is of one variable, and "
+                    f"{few(sorted(matched))} have its name: call build() "
+                    "before get_config()."
+                )
         if not matched:
-            near = near_misses(pattern, [p.key for p in parameters])
+            keys = [p.key for p in parameters]
+            near = near_misses(pattern.removesuffix(_ONE), keys)
             raise ValueError(
-                f"{self.argument}: the pattern {pattern!r} matches none of the "
-                f"variables {listed(parameters)}."
+                f"{self.argument}: the pattern {pattern!r} matches no variable."
                 + (f" Near misses: {', '.join(map(repr, near))}." * bool(near))
+                + f" Of: {listed(parameters)}."
             )
         return matched
 
@@ -127,7 +145,8 @@ class Selection:
                 )
             every = dict.fromkeys(parameter.key for parameter in parameters)
             keys += [key for key in every if self.predicate(key)]
-        return [*self.patterns, *(f"^{re.escape(key)}$" for key in keys)]
+        one = "" if parameters else _ONE
+        return [*self.patterns, *(f"^{re.escape(key)}${one}" for key in keys)]
 
 
 def near_misses(pattern: str, keys: Sequence[str], limit: int = 3) -> list[str]:

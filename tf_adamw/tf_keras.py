@@ -14,7 +14,6 @@ import tf_keras
 import tf_adamw
 from tf_adamw import aggregation
 from tf_adamw.adapter import Adapter
-from tf_adamw.adapter_state import named_state
 
 
 @tf_keras.saving.register_keras_serializable("tf_adamw")
@@ -155,4 +154,4 @@ class AdamW(Adapter, tf_keras.optimizers.Optimizer):
         """All variables of the state."""
         # tf_keras's own list, which can be called, as it was in Keras 2.10.
         kind = type(super().variables)
-        return kind(named_state(self.adamw).values())
+        return kind(self._state().values())
