@@ -12,7 +12,16 @@ from tensorflow.core.protobuf.tpu import optimization_parameters_pb2
 import helpers
 from numpy_adamw import one_minus_power
 
+ROWS, WIDTH = 6, 4
 UNIT = helpers.UNIT_ROUNDOFF["float32"]
+
+
+def random_table(rng):
+    return helpers.random_weights(rng, {"table": (ROWS, WIDTH)})["table"]
+
+
+def random_gradient(rng):
+    return rng.standard_normal([ROWS, WIDTH]).astype(np.float32)
 
 
 def ratio(t, beta_1=0.9, beta_2=0.999):

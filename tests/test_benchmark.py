@@ -11,6 +11,7 @@ import pytest
 from matplotlib import image
 
 import tpu_scripts
+from tpu_scripts import benchmark_rows
 from tpu_scripts.bench import (
     cases,
     figures,
@@ -120,6 +121,16 @@ def test_rows(tmp_path):
     plain, other = command.stdout.splitlines()
     assert plain.startswith("plain: dense ") and plain.endswith("%")
     assert other.startswith("global_clipnorm") and other.endswith("%")
+
+
+def test_rows_are_compared_in_turns(monkeypatch):
+    """By the median of the ratios, of the turns that do not warm up."""
+    times = {"dense": [1, 1, 100, 200, 400], "lazy": [9, 9, 4, 1, 16]}
+    monkeypatch.setattr(benchmark_rows, "timed", next)
+    taken = benchmark_rows.in_turns({k: iter(t) for k, t in times.items()}, 3)
+    text = benchmark_rows.compared(taken)
+    assert "dense 200.00 ms (" in text and "lazy 4.00 ms (" in text
+    assert text.endswith(": 4.00%")
 
 
 def test_refusals_are_one_line(tmp_path):

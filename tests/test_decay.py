@@ -255,3 +255,34 @@ def test_two_replicas(rng, weights, mode, coupling):
     pair.optimizer.weight_decay = pair.reference.weight_decay = 0.0
     pair.train(rng, 2)
     pair.check()
+
+
+@every_coupling
+@pytest.mark.parametrize(
+    "mode", [pytest.param("auto", marks=pytest.mark.slow), False]
+)
+@pytest.mark.parametrize(
+    ("rate", "scale"), [(0.0, 0.0), (0.0, 1.0), (2.0**-6, 0.0)]
+)
+def test_nothing_but_decay_on_two_replicas(
+    rng, weights, rate, scale, mode, coupling
+):
+    """At a rate of zero or with gradients of zero."""
+    options = {"learning_rate": rate, "weight_decay": 2.0**-4}
+    pair = ReplicaPair(
+        strategies.named("mirrored_2"),
+        weights,
+        mode,
+        **options,
+        **options_of(coupling),
+    )
+    pair.train(rng, 8, scale)
+    pair.check()
+    factor = {"learning_rate": rate, "schedule": rate / 2.0**-5, "none": 1.0}
+    kept = (1 - factor[coupling] * 2.0**-4) ** 8
+    for key, variable in pair.variables.items():
+        for copy in pair.copies(variable):
+            np.testing.assert_allclose(copy, kept * weights[key], 2e-6)
+            if kept == 1:
+                assert copy.tobytes() == weights[key].tobytes()
+        assert pair.slot(key, "momentum").any() == (scale > 0)

@@ -4,8 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import helpers
+import tf_adamw.keras
+import tf_adamw.tf_keras
+from keras_adapters import raw
 from rowwise import RowPair, Slices
 
 
@@ -46,3 +50,49 @@ def test_embedding_of_a_model(rng, traced, jit_compile):
     np.testing.assert_allclose(layer.embeddings.numpy(), expected, 1e-6)
     expected = pair.tables["kernel"].numpy()
     np.testing.assert_allclose(head.kernel.numpy(), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("library", "adapter"),
+    [(keras, tf_adamw.keras), (tf_keras, tf_adamw.tf_keras)],
+    ids=["keras", "tf_keras"],
+)
+def test_fit(rng, library, adapter):
+    """With a library's own training a table is trained as in a loop."""
+    ids, targets = rng.integers(0, 10, (4, 8, 5)), np.ones([4, 8, 1])
+    options = {
+        "learning_rate": 0.01,
+        "weight_decay": 0.5,
+        "sparse_updates": "lazy",
+        "jit_compile": False,
+    }
+    models = []
+    for _ in range(2):
+        layers = library.layers
+        stack = [layers.Embedding(20, 3), layers.Flatten(), layers.Dense(1)]
+        inputs = library.Input([5], dtype="int32")
+        models.append(library.Sequential([inputs, *stack]))
+    fitted, looped = models
+    looped.set_weights(fitted.get_weights())
+    table = raw(fitted.layers[0].embeddings)
+    start = table.numpy()
+    fitted.compile(adapter.AdamW(**options), "mse")
+    fitted.fit(
+        ids.reshape(32, 5),
+        targets.reshape(32, 1),
+        batch_size=8,
+        shuffle=False,
+        verbose=0,
+    )
+    np.testing.assert_array_equal(table.numpy()[10:], start[10:])
+    assert np.all(np.any(table.numpy()[:10] != start[:10], axis=1))
+    variables = [raw(v) for v in looped.trainable_variables]
+    optimizer = tf_adamw.AdamW(**options)
+    for batch in ids:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((looped(batch) - 1.0) ** 2)
+        optimizer.apply(tape.gradient(loss, variables), variables)
+    for one, other in zip(
+        fitted.get_weights(), looped.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(one, other, 1e-5, 1e-6)

@@ -112,9 +112,9 @@ class AdamW(Step):
         and the decay are scaled, the gradient is not: it counts in a clip's
         norm and in checks. (A dict has a variable as `variable.ref()`.) A
         factor of 0 leaves the variables and their state alone; raised after
-        many updates, it makes steps up to six times as long at first, since
-        moments start from zero: raise it gradually. See also
-        `layerwise_decay`.
+        many updates, it makes steps longer at first, since moments start from
+        zero, by up to 6.6 times with the default betas: raise it gradually.
+        See also `layerwise_decay`.
       weight_decay_multipliers: likewise, factors on the weight decay.
       decay_coupling: what the weight decay is multiplied by at each step:
         "learning_rate"; "schedule": `lr / base_learning_rate`, so that the
@@ -135,7 +135,8 @@ class AdamW(Step):
         updated, with their state, and decayed, at a cost that depends on
         their number alone. With an `ema_overwrite_frequency` their averages
         alone become weights. Not with gradient accumulation, which sums up
-        whole tables.
+        whole tables. Either way what repeats a row is added up, in float32
+        where it is of low precision.
       norm_groups: a dict of names and what selects variables, as above: groups
         whose `update_norm` and `weight_norm` each `apply` returns. It reads
         their weights as a whole then, lazily updated ones, too.
@@ -144,11 +145,16 @@ class AdamW(Step):
         many small variables, which they update faster: 256 or more, of fewer
         than 8,192 elements on average, all float32 or float64, without
         `amsgrad`, average, accumulation, lazy rows, `norm_groups` and factors
-        in variables. Everywhere else it takes XLA. The ops subtract the decay
-        apart from the update, which rounds it away where `lr * wd`, multiplier
-        included, is below 3e-8, and in part below 1e-6. TensorFlow has the op
-        for `amsgrad` outside of XLA only: in a function that is compiled
-        anyway, leave "auto".
+        in variables; or for lazy rows of bfloat16 tables, without `amsgrad`
+        and `norm_groups`, that have five times as many elements as what has a
+        dense gradient in low precision. XLA for CPUs converts such a table to
+        float32 and back in each step: so do True, and functions of the
+        caller's that it compiles, at a cost that depends on the table's size.
+        Everywhere else "auto" takes XLA. The ops subtract the decay apart from
+        the update, which rounds it away where `lr * wd`, multiplier included,
+        is below 3e-8, and in part below 1e-6. TensorFlow has the op for
+        `amsgrad` outside of XLA only: in a function that is compiled anyway,
+        leave "auto".
 
     Raises:
       ValueError: if an argument is out of range.
@@ -359,19 +365,9 @@ class AdamW(Step):
           ValueError: if a callable without `get_config` was given, or a
             predicate, and nothing is built.
         """
-        return {
-            **configuration.hyperparameter_config(self.hyperparameters),
-            **{name: getattr(self, name) for name in PLAIN_OPTIONS},
-            "loss_scale_factor": configuration.loss_scale_config(
-                self.loss_scale_factor
-            ),
-            **configuration.group_config(
-                self._exclusions,
-                (self._multipliers, self._decay_multipliers),
-                self._norm_groups,
-                self._registry,
-            ),
-        }
+        return configuration.optimizer_config(
+            self, PLAIN_OPTIONS, configuration.described
+        )
 
     @classmethod
     def from_config(

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adamw import placement, sharding
+from tf_adamw.dtypes import widen
 from tf_adamw.keys import raw_variable
 from tf_adamw.registry import Registry
 
@@ -29,7 +30,8 @@ def pair(
       lazy: whether an `IndexedSlices` stays one.
 
     Returns:
-      The gradients that are not None, by their place in `variables`.
+      The gradients that are not None, by their place in `variables`. What is
+      of an `IndexedSlices` of low precision is float32.
 
     Raises:
       ValueError: if the numbers of gradients and variables differ, a variable
@@ -99,7 +101,7 @@ def _checked(
         )
     if isinstance(gradient, tf.IndexedSlices):
         make = sparse if lazy else dense
-        return make(gradient, variable, key)
+        return make(_widened(gradient, variable), variable, key)
     if not shape.is_fully_defined():
         gradient = tf.ensure_shape(gradient, variable.shape)
     return gradient
@@ -121,6 +123,18 @@ def _with_indices(slices: tf.IndexedSlices, key: str) -> tf.IndexedSlices:
     if indices.dtype not in (tf.int32, tf.int64):
         indices = tf.cast(indices, tf.int64)
     return tf.IndexedSlices(values, indices, slices.dense_shape)
+
+
+def _widened(
+    slices: tf.IndexedSlices, variable: tf.Variable
+) -> tf.IndexedSlices:
+    """Returns the slices in float32 or float64.
+
+    The sum of those of one row needs the digits: that of 600 ones is 256 in
+    bfloat16.
+    """
+    with placement.beside(variable):
+        return tf.IndexedSlices(widen(slices.values), slices.indices)
 
 
 def dense(

@@ -7,14 +7,18 @@ the update of its row is computed, and written, in each of them alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tf_adamw import placement, replicas
-from tf_adamw.dtypes import widen
+from tf_adamw.dtypes import arithmetic_dtype
 from tf_adamw.registry import Parameter
+
+# As measured on two cores, by element: the fused ops lose so many times as much
+# on the whole of a variable of low precision as XLA does on a table's rows.
+_CONVERSIONS = 5
 
 
 class Rows(NamedTuple):
@@ -36,7 +40,8 @@ def combined(slices: tf.IndexedSlices) -> Rows:
     """Adds up the rows that have one index.
 
     Args:
-      slices: any number of indices, zero included, in any order.
+      slices: any number of indices, zero included, in any order; the values
+        float32 or float64, as `pairing.pair` returns them.
     """
     order = tf.argsort(slices.indices, stable=True)
     indices = tf.gather(slices.indices, order)
@@ -100,10 +105,32 @@ def for_compiling(
         return padded(gradient, parameter.variable.shape[0], known)
 
 
+def slow_in_xla(
+    gradients: Iterable[tuple[tf.Variable, tf.Tensor | tf.IndexedSlices]],
+) -> bool:
+    """Whether a CPU would take most of a compiled step to convert tables.
+
+    XLA scatters rows of bfloat16 in float32 there: it converts the table, and
+    then back. The fused ops write the rows alone.
+
+    Args:
+      gradients: those of the step, with their variables.
+    """
+    tables = others = 0
+    for variable, gradient in gradients:
+        elements = variable.shape.num_elements() or 0
+        if not isinstance(gradient, tf.IndexedSlices):
+            low = variable.dtype != arithmetic_dtype(variable.dtype)
+            others += elements * low
+        elif variable.dtype == tf.bfloat16:
+            tables += elements
+    return tables > _CONVERSIONS * others
+
+
 def own(slices: tf.IndexedSlices) -> tf.IndexedSlices:
-    """Returns the rows as tensors of their own, widened."""
+    """Returns the rows as tensors of their own."""
     return tf.IndexedSlices(
-        tf.identity(widen(slices.values)), tf.identity(slices.indices)
+        tf.identity(slices.values), tf.identity(slices.indices)
     )
 
 

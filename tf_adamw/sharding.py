@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adamw import placement
+from tf_adamw.dtypes import widen
 
 
 def shards(variable: Any) -> tuple[tf.Variable, ...]:
@@ -150,6 +151,8 @@ def _split_rows(
         with placement.beside(part):
             # A row with the index -1 is dropped.
             indices = tf.where(inside, indices, -tf.ones_like(indices))
-            total = tf.math.unsorted_segment_sum(gradient.values, indices, rows)
-        split.append(total)
+            total = tf.math.unsorted_segment_sum(
+                widen(gradient.values), indices, rows
+            )
+        split.append(tf.cast(total, gradient.dtype))
     return split

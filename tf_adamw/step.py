@@ -192,7 +192,7 @@ class Step(WindowState):
         mode = choose_mode(
             self.jit_compile,
             self._devices(variables[p] for p in gradients),
-            ops_are_faster=self._ops_are_faster(variables, found),
+            ops_are_faster=self._ops_are_faster(gradients, variables, found),
         )
         live = self._live_values(
             widest(arithmetic_dtype(g.dtype) for g in gradients.values()),
@@ -259,11 +259,20 @@ class Step(WindowState):
         return {variable.device for variable in touched}
 
     def _ops_are_faster(
-        self, variables: Sequence[Any], found: Sequence[Parameter | None]
+        self,
+        gradients: Mapping[int, tf.Tensor | tf.IndexedSlices],
+        variables: Sequence[Any],
+        found: Sequence[Parameter | None],
     ) -> bool:
         """What "auto" goes by where XLA would serve."""
-        if self.jit_compile != "auto" or self._more_by_variable:
+        if self.jit_compile != "auto":
             return False
+        if self._more_by_variable:
+            # Norms of a group are of whole tables, which XLA fuses.
+            unfit = self.amsgrad or self._norm_groups.names or not self._lazy
+            return not unfit and rows.slow_in_xla(
+                (raw_variable(variables[p]), g) for p, g in gradients.items()
+            )
         new = [
             raw_variable(variable)
             for variable, parameter in zip(variables, found, strict=True)

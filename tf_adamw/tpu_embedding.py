@@ -67,10 +67,10 @@ def as_tpu_embedding_optimizer(
     alpha = lr * sqrt(1 - beta_2^t) / (1 - beta_1^t),  t = iterations + 1
     w <- w - decay * w - alpha * m / (sqrt(v) + epsilon)
 
-    decay_coupling     decay here             AdamW's
-    "learning_rate"    alpha * wd             lr * wd
-    "schedule"         alpha * wd / lr_base   lr * wd / lr_base
-    "none"             wd                     wd
+    decay_coupling     decay here            AdamW's
+    "learning_rate"    rate * wd             lr * wd
+    "schedule"         rate * wd / lr_base   lr * wd / lr_base
+    "none"             wd                    wd
     ```
 
     The hardware counts no updates. `alpha` is a callable, which reads the
@@ -81,11 +81,15 @@ def as_tpu_embedding_optimizer(
 
     What else differs:
 
-    * The hardware multiplies the decay by the rate that it is given, which is
-      `alpha`. `alpha / lr` is 0.32 at first, 0.15 at t = 12, 0.80 at t = 1000
-      and above 0.99 from t = 3916, with the default betas. At a constant rate
-      the decay of some `0.61 / (1 - beta_2)` updates is missing in all: 611
-      with the defaults. `decay_coupling="none"` is exact.
+    * `rate` is `lr` as it is now, if it was given as a number and is above 0.
+      The decay is exact then, until `learning_rate` is assigned: `alpha`
+      follows, the decay does not.
+    * Else, also for a `tf.Variable`, `rate` is `alpha`: the hardware multiplies
+      by the rate that it is given. `alpha / lr` is 0.32 at first, 0.15 at t =
+      12, 0.80 at t = 1000 and above 0.99 from t = 3916, with the default betas.
+      At a constant rate the decay of some `0.61 / (1 - beta_2)` updates is
+      missing in all: 611 with the defaults. After 300 updates at 0.01, without
+      gradients and with a `wd` of 0.1, a weight of 1 is 0.90 in place of 0.74.
     * It holds both betas and `1 - beta` in float32: `v` is off by up to 3e-5,
       relative, for a `beta_2` of 0.999.
     * `weight_decay` is read here: tables do not follow a later assignment.
@@ -116,10 +120,7 @@ def as_tpu_embedding_optimizer(
       https://www.tensorflow.org/api_docs/python/tf/tpu/experimental/embedding/Adam
     """
     _check(optimizer)
-    decay = optimizer.hyperparameters.plain("weight_decay")
-    if optimizer.decay_coupling == "schedule":
-        decay /= optimizer.base_learning_rate
-    coupled = optimizer.decay_coupling != "none"
+    decay, coupled = _decay(optimizer)
     return tf.tpu.experimental.embedding.Adam(
         learning_rate=CorrectedRate(optimizer),
         beta_1=optimizer.beta_1,
@@ -137,6 +138,19 @@ def as_tpu_embedding_optimizer(
         # The default, False: protobuf 7 takes no bool for what is an enum.
         low_dimensional_packing_status=0,
     )
+
+
+def _decay(optimizer: AdamW) -> tuple[float, bool]:
+    """Returns the factor, and whether the hardware multiplies it by `alpha`."""
+    held = optimizer.hyperparameters
+    factor = held.plain("weight_decay")
+    if optimizer.decay_coupling == "none":
+        return factor, False
+    if optimizer.decay_coupling == "schedule":
+        factor /= optimizer.base_learning_rate
+    # A rate of 0 is to be assigned.
+    rate = held.plain("learning_rate") if held.owns("learning_rate") else 0.0
+    return (factor * rate, False) if rate else (factor, True)
 
 
 def _check(optimizer: AdamW) -> None:

@@ -8,17 +8,13 @@ medians, their spreads (interquartile range over median), and the ratio.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 from absl import app, flags
 
 import tf_adamw
 
-ROWS = flags.DEFINE_integer("rows", 10_000_000, "Of the table.", 1)
-WIDTH = flags.DEFINE_integer("width", 16, "Of a row.", 1)
-TOUCHED = flags.DEFINE_integer("touched", 1000, "Rows in a step.", 1)
-ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each that count.", 2)
 OPTIONS = {
     "plain": {},
     "global_clipnorm, skip_nonfinite, use_ema": {
@@ -29,9 +25,18 @@ OPTIONS = {
 }
 
 
+def define_flags() -> None:
+    """Adds the command's flags to absl's."""
+    flags.DEFINE_integer("rows", 10_000_000, "Of the table.", 1)
+    flags.DEFINE_integer("width", 16, "Of a row.", 1)
+    flags.DEFINE_integer("touched", 1000, "Rows in a step.", 1)
+    flags.DEFINE_integer("rounds", 9, "Steps of each that count.", 2)
+
+
 def make_step(sparse_updates: str, **options: object) -> Callable[[], None]:
     """Returns a function that does one step on a table of its own."""
-    table = tf.Variable(tf.zeros([ROWS.value, WIDTH.value]), name="table")
+    given = flags.FLAGS
+    table = tf.Variable(tf.zeros([given.rows, given.width]), name="table")
     optimizer = tf_adamw.AdamW(sparse_updates=sparse_updates, **options)
     optimizer.build([table])
 
@@ -41,8 +46,8 @@ def make_step(sparse_updates: str, **options: object) -> Callable[[], None]:
         return optimizer.apply([slices]).applied
 
     def run() -> None:
-        indices = tf.random.uniform([TOUCHED.value], 0, ROWS.value, tf.int32)
-        values = tf.random.normal([TOUCHED.value, WIDTH.value])
+        indices = tf.random.uniform([given.touched], 0, given.rows, tf.int32)
+        values = tf.random.normal([given.touched, given.width])
         step(values, indices).numpy()
 
     return run
@@ -62,25 +67,38 @@ def described(times: Sequence[float]) -> str:
     return f"{median:.2f} ms ({(high - low) / median:.0%})"
 
 
+def in_turns(
+    steps: Mapping[str, Callable[[], None]], rounds: int
+) -> dict[str, list[float]]:
+    """The times of so many steps of each, after two to warm up."""
+    times = {kind: [] for kind in steps}
+    for turn in range(rounds + 2):
+        for kind, step in steps.items():
+            taken = timed(step)
+            if turn > 1:
+                times[kind].append(taken)
+    return times
+
+
+def compared(times: Mapping[str, Sequence[float]]) -> str:
+    """The times of both, and the median of the ratios of neighbours."""
+    ratio = statistics.median(
+        lazy / dense
+        for dense, lazy in zip(times["dense"], times["lazy"], strict=True)
+    )
+    return (
+        f"dense {described(times['dense'])}, lazy {described(times['lazy'])}: "
+        f"{ratio:.2%}"
+    )
+
+
 def main(_: Sequence[str]) -> None:
     """Measures and prints."""
     for name, options in OPTIONS.items():
         steps = {kind: make_step(kind, **options) for kind in ("dense", "lazy")}
-        times = {kind: [] for kind in steps}
-        for turn in range(ROUNDS.value + 2):  # two to warm up
-            for kind, step in steps.items():
-                taken = timed(step)
-                if turn > 1:
-                    times[kind].append(taken)
-        ratio = statistics.median(
-            lazy / dense
-            for dense, lazy in zip(times["dense"], times["lazy"], strict=True)
-        )
-        print(
-            f"{name}: dense {described(times['dense'])}, lazy "
-            f"{described(times['lazy'])}: {ratio:.2%}"
-        )
+        print(f"{name}: {compared(in_turns(steps, flags.FLAGS.rounds))}")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
