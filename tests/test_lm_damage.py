@@ -26,12 +26,8 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    code, _, err = lm_program.run_here(
-        data=text, model_dir=directory, **SETTINGS
-    )
-    assert code == 0, err
-    return directory
+    folder = tmp_path_factory.mktemp("finished")
+    return lm_program.finished(folder, data=text, **SETTINGS)
 
 
 @pytest.fixture

@@ -80,6 +80,26 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_full_disk_is_told_in_one_line():
+    with pytest.raises(lm_run.DirectoryError) as caught, lm_run.writing("/dev"):
+        tf.io.write_file("/dev/full", "text")
+    assert str(caught.value) == (
+        "cannot write to '/dev': /dev/full; No space left on device"
+    )
+
+
+def test_a_lost_worker_is_not_taken_for_a_full_disk(tmp_path):
+    error = tf.errors.UnavailableError(
+        None, None, "Collective ops is aborted by: Socket closed"
+    )
+    with (
+        pytest.raises(tf.errors.UnavailableError) as caught,
+        lm_run.writing(str(tmp_path)),
+    ):
+        raise error
+    assert caught.value is error
+
+
 def test_history_is_cut_at_the_step_that_is_resumed(tmp_path):
     history = lm_run.History(str(tmp_path), 0)
     for step in (10, 20, 30):

@@ -74,6 +74,7 @@ def test_workers_find_each_other_and_the_chief_speaks(tmp_path):
         ("3 wait", 3, [f"{ENDED} 0 ended by exit code 3"]),
         ("wait kill", 137, ["errors of 1", f"{ENDED} 1 ended by signal 9"]),
         ("2 2", 2, []),  # each has the same to say
+        ("2 3", 2, []),  # the chief was refused: the other misses it
     ],
 )
 def test_when_one_fails_all_end(tmp_path, actions, code, said):

@@ -1,5 +1,8 @@
 """train_lm from its command line: it finishes, resumes, and refuses."""
 
+import contextlib
+import resource
+import shutil
 import signal
 import time
 
@@ -128,6 +131,39 @@ def test_a_finished_run_is_not_trained_again_but_can_be_longer(tmp_path, text):
     assert longer[0] == 0
     steps = [r["step"] for r in lm_program.history(directory)]
     assert steps == [10, 20, 30]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """The system refuses to write more bytes to a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.slow
+def test_no_room_for_a_checkpoint_ends_in_one_line(finished, tmp_path, text):
+    """What there was is left as it was, to go on from."""
+    directory = shutil.copytree(finished[0], tmp_path / "run")
+    before = lm_program.contents(directory)
+    longer = {**SETTINGS, "steps": STEPS + 10, "decay_steps": STEPS}
+    with files_of_at_most(20_000):
+        code, out, err = lm_program.run_here(
+            data=text, model_dir=directory, **longer
+        )
+    assert code == 2
+    assert out.splitlines()[1:] == [f"resumed at step {STEPS}"]
+    named = f"'{directory}': {directory}/checkpoints/ckpt-310_temp/"
+    assert err[-1].startswith(f"train_lm: cannot write to {named}")
+    assert err[-1].endswith("; File too large")
+    assert not [line for line in err if "Traceback" in line]
+    after = lm_program.contents(directory)
+    kept = [path for path in before if path.match("checkpoints/ckpt-*")]
+    assert len(kept) == 4
+    assert all(after[path] == before[path] for path in kept)
 
 
 @pytest.mark.slow

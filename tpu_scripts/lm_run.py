@@ -3,12 +3,19 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 _CONFIG = "config.json"
+# What TensorFlow puts around the message of an op that failed.
+_OP = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\]")
+
+
+class DirectoryError(ValueError):
+    """A directory cannot be written any more, in the middle of a run."""
 
 
 @contextlib.contextmanager
@@ -18,6 +25,24 @@ def naming_the_flag() -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise ValueError(f"--model_dir: {error.message}") from error
+
+
+@contextlib.contextmanager
+def writing(directory: str) -> Iterator[None]:
+    """Turns the errors of files below the directory into DirectoryErrors.
+
+    What fails in it for another reason, as that a worker is gone, does not
+    name a file, and stays as it is.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if os.path.join(directory, "") not in error.message:
+            raise
+        reason = _OP.sub("", error.message)
+        raise DirectoryError(
+            f"cannot write to {directory!r}: {reason}"
+        ) from error
 
 
 @naming_the_flag()

@@ -142,7 +142,7 @@ def _report(
 ) -> None:
     """Says which worker failed, and what it said if that was not shown."""
     code, errors = codes[index], workers[index].errors
-    if code == _REFUSED == codes[0]:
+    if codes[0] == _REFUSED:  # Others say the same, or miss the chief.
         return
     if errors:
         errors.seek(0)

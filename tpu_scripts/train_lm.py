@@ -82,9 +82,12 @@ def main(argv: list[str]) -> None:
     print(f"run: {run.model_dir}")
     if step := int(run.trainer.step):
         print(f"resumed at step {step}")
-    history, held_out = train(run, manager)
-    if lm_strategy.is_chief(run.strategy):
-        finish(run, manager.latest_checkpoint, history, held_out)
+    try:
+        history, held_out = train(run, manager)
+        if lm_strategy.is_chief(run.strategy):
+            finish(run, manager.latest_checkpoint, history, held_out)
+    except lm_run.DirectoryError as error:
+        lm_flags.fail(str(error))
     lm_strategy.wait_for_workers(run.strategy)
 
 
@@ -158,14 +161,18 @@ def train(
 
     Returns:
       The history of the whole run, and the bits per held-out byte.
+
+    Raises:
+      DirectoryError: the disk is full, for example.
     """
     trainer = run.trainer
     first = int(trainer.step)
-    history = lm_run.History(run.output_dir, first)
+    with lm_run.writing(run.output_dir):
+        history = lm_run.History(run.output_dir, first)
+        events = tf.summary.create_file_writer(
+            os.path.join(run.output_dir, "events")
+        )
     held_out = math.nan if first < FLAGS.steps else trainer.evaluate()
-    events = tf.summary.create_file_writer(
-        os.path.join(run.output_dir, "events")
-    )
     progress = tqdm.tqdm(
         total=FLAGS.steps,
         initial=first,
@@ -177,11 +184,12 @@ def train(
             record = trainer.train(step - int(trainer.step))
             if step % FLAGS.checkpoint_interval == 0 or step == FLAGS.steps:
                 record["held_out"] = held_out = trainer.evaluate()
-            history.append(record)
-            lm_run.write_summaries(record)
-            if "held_out" in record:
-                events.flush()
-                save(run, manager, step)
+            with lm_run.writing(run.output_dir):
+                history.append(record)
+                lm_run.write_summaries(record)
+                if "held_out" in record:
+                    events.flush()
+                    save(run, manager, step)
             progress.set_postfix_str(lm_run.describe(record))
             progress.update(step - progress.n)
     return history, held_out
@@ -216,10 +224,12 @@ def finish(
     )
     curves = os.path.join(run.output_dir, "curves.png")
     export = os.path.join(run.output_dir, "export")
-    lm_plot.plot_history(history, unigram, curves)
-    lm_export.ExportedModel(
+    exported = lm_export.ExportedModel(
         lm_flags.model_config(), make_optimizer(), checkpoint
-    ).save(export, FLAGS.batch_size)
+    )
+    with lm_run.writing(run.output_dir):
+        lm_plot.plot_history(history, unigram, curves)
+        exported.save(export, FLAGS.batch_size)
     text = lm_export.sample(
         export, FLAGS.prompt, FLAGS.sample_bytes, FLAGS.seed
     )
