@@ -130,6 +130,33 @@ def replica_step(strategy, trainer):
     return lambda x, y: strategy.run(step, (x, y))
 
 
+def made_in(strategy, name, **more):
+    """A trainer whose variables are on the replicas."""
+    with strategy.scope():
+        return Trainer(name, **more)
+
+
+def place(strategy, whole):
+    """A batch in equal parts on the replicas: distributed values."""
+    size = BATCH // strategy.num_replicas_in_sync
+
+    def part(array):
+        def of(context):
+            first = context.replica_id_in_sync_group * size
+            return tf.constant(array[first : first + size])
+
+        return strategy.experimental_distribute_values_from_function(of)
+
+    return part(whole["x"]), part(whole["y"])
+
+
+def train_live(strategy, trainer, first, last):
+    """Steps of a live trainer on the replicas."""
+    step = replica_step(strategy, trainer)
+    for number in range(first, last):
+        step(*place(strategy, batch(number)))
+
+
 def checkpoint_of(trainer):
     """A checkpoint of a trainer, live or loaded."""
     return tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer)

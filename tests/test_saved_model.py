@@ -1,5 +1,6 @@
 """A SavedModel goes on training where there is no tf_adamw."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -21,6 +22,24 @@ pytestmark = pytest.mark.core
 FIRST, MIDDLE, LAST, END = 3, 6, 9, 12
 BEFORE = "*before_optimizations.txt"  # what XLA dumps for each program
 PROGRAM = pathlib.Path(program.__file__)
+INPUTS = {
+    "predict": ["x"],
+    "set_learning_rate": ["rate"],
+    "train_step": ["x", "y"],
+}
+# Command lines of saved_model_cli, after one import of TensorFlow.
+COMMAND_LINES = """
+import json, os, sys
+import tensorflow
+from tensorflow.python.tools import saved_model_cli
+for arguments in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        sys.argv = ["saved_model_cli", *arguments]
+        saved_model_cli.main()
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(str(arguments))
+"""
 
 
 def other_process(export, folder, **environment):
@@ -59,13 +78,27 @@ def stacked(batches):
     return {k: np.stack([part[k] for part in batches]) for k in ("x", "y")}
 
 
+def exported(name, folder, strategy=None):
+    """Trains to FIRST; returns the export, and a live trainer there.
+
+    Of one on replicas the live trainer is another, with its checkpoint.
+    """
+    live = module.Trainer(name)
+    if strategy is None:
+        module.train(live, 0, FIRST)
+        return live.export(folder / "export"), live
+    there = module.made_in(strategy, name)
+    module.train_live(strategy, there, 0, FIRST)
+    path = module.checkpoint_of(there).write(str(folder / "replicas"))
+    module.checkpoint_of(live).read(path).assert_consumed()
+    return there.export(folder / "export"), live
+
+
 class Continued:
     """A live trainer, and the process that went on from its export."""
 
-    def __init__(self, name, folder):
-        live = module.Trainer(name)
-        module.train(live, 0, FIRST)
-        self.export = live.export(folder / "export")
+    def __init__(self, name, folder, strategy=None):
+        self.export, live = exported(name, folder, strategy)
         # From here on the two have nothing in common.
         self.losses = module.train(live, FIRST, MIDDLE)
         rate = tf.constant(program.RATE)
@@ -84,10 +117,17 @@ class Continued:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("plain", marks=pytest.mark.slow), "rich"],
+    params=[
+        pytest.param(("plain", False), marks=pytest.mark.slow),
+        ("rich", False),
+        ("rich", True),
+    ],
+    ids=["plain", "rich", "rich made on replicas"],
 )
-def continued(request, tmp_path_factory):
-    return Continued(request.param, tmp_path_factory.mktemp("saved_model"))
+def continued(request, tmp_path_factory, mirrored):
+    name, on_replicas = request.param
+    folder = tmp_path_factory.mktemp("saved_model")
+    return Continued(name, folder, mirrored if on_replicas else None)
 
 
 def test_it_had_no_tf_adamw(continued):
@@ -150,27 +190,33 @@ def test_fused_ops_survive(tmp_path):
 
 
 @pytest.mark.slow
-def test_saved_model_cli(tmp_path):
+@pytest.mark.parametrize("on_replicas", [False, True])
+def test_saved_model_cli(mirrored, on_replicas, tmp_path):
     """It starts from the export each time that it is run."""
-    trainer = module.Trainer("rich")
-    module.train(trainer, 0, 3)
-    export = trainer.export(tmp_path / "export")
-    batch = module.batch(3)
-    for name, array in batch.items():
+    strategy = mirrored if on_replicas else None
+    export, live = exported("rich", tmp_path, strategy)
+    given = {**module.batch(FIRST), "rate": np.float32(0.25)}
+    for name, array in given.items():
         np.save(tmp_path / f"{name}.npy", array)
-    subprocess.run(
+    lines = [
         [
-            *(sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"),
             *("run", "--dir", export, "--tag_set", "serve"),
-            *("--signature_def", "train_step", "--outdir", tmp_path),
-            *("--inputs", f"x={tmp_path}/x.npy;y={tmp_path}/y.npy"),
-        ],
+            *("--signature_def", name, "--outdir", f"{tmp_path}/{name}"),
+            *("--inputs", ";".join(f"{n}={tmp_path}/{n}.npy" for n in names)),
+        ]
+        for name, names in INPUTS.items()
+    ]
+    subprocess.run(
+        [sys.executable, "-c", COMMAND_LINES, json.dumps(lines)],
         check=True,
         timeout=300,
     )
-    expected = trainer.train_step(**module.tensors(3))
-    assert bool(expected["applied"])
-    for name, value in expected.items():
-        np.testing.assert_array_equal(
-            np.load(tmp_path / f"{name}.npy"), value, err_msg=name
-        )
+    for name, names in INPUTS.items():
+        path = module.checkpoint_of(live).write(str(tmp_path / "before"))
+        step = getattr(live, name)
+        expected = step(**{n: tf.constant(given[n]) for n in names})
+        module.checkpoint_of(live).read(path).assert_consumed()
+        assert expected
+        for output, value in expected.items():
+            found = np.load(tmp_path / name / f"{output}.npy")
+            np.testing.assert_array_equal(found, value, err_msg=output)

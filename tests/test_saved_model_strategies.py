@@ -13,27 +13,6 @@ import strategies
 pytestmark = pytest.mark.core
 
 
-def place(strategy, whole):
-    """The batch in equal parts on the replicas: distributed values."""
-    size = module.BATCH // strategy.num_replicas_in_sync
-
-    def part(array):
-        def of(context):
-            first = context.replica_id_in_sync_group * size
-            return tf.constant(array[first : first + size])
-
-        return strategy.experimental_distribute_values_from_function(of)
-
-    return part(whole["x"]), part(whole["y"])
-
-
-def train_live(strategy, trainer, first, last):
-    """Steps of a live trainer on the replicas."""
-    step = module.replica_step(strategy, trainer)
-    for number in range(first, last):
-        step(*place(strategy, module.batch(number)))
-
-
 def reduced_step(strategy, trainer):
     """A step of a live or loaded trainer, on sums of gradients."""
 
@@ -43,11 +22,6 @@ def reduced_step(strategy, trainer):
         trainer.apply(context.all_reduce("SUM", own))
 
     return tf.function(lambda x, y: strategy.run(step, (x, y)))
-
-
-def made_in(strategy, name, **more):
-    with strategy.scope():
-        return module.Trainer(name, **more)
 
 
 def all_copies(strategy, trainer):
@@ -70,8 +44,8 @@ def all_copies(strategy, trainer):
 )
 def test_made_on_replicas_loaded_without(mirrored, name, where, tmp_path):
     """It goes on as a module without a strategy does, bit for bit."""
-    trainer = made_in(mirrored, name)
-    train_live(mirrored, trainer, 0, 3)
+    trainer = module.made_in(mirrored, name)
+    module.train_live(mirrored, trainer, 0, 3)
     scope = mirrored.scope() if where == "in the scope" else None
     with scope or contextlib.nullcontext():
         export = trainer.export(tmp_path / "export")
@@ -106,11 +80,11 @@ def test_made_by_two_workers(tmp_path):
 
 def test_the_live_module_trains_on_after_the_export(mirrored, tmp_path):
     """What the export traces is not what the replicas run."""
-    first, second = (made_in(mirrored, "plain") for _ in range(2))
-    train_live(mirrored, first, 0, 3)
+    first, second = (module.made_in(mirrored, "plain") for _ in range(2))
+    module.train_live(mirrored, first, 0, 3)
     first.export(tmp_path / "export")
-    train_live(mirrored, first, 3, 6)
-    train_live(mirrored, second, 0, 6)
+    module.train_live(mirrored, first, 3, 6)
+    module.train_live(mirrored, second, 0, 6)
     assert module.saved_bits(first, tmp_path) == module.saved_bits(
         second, tmp_path
     )
@@ -122,7 +96,7 @@ def trained_on_replicas(strategy, trainer):
     for number in range(6):
         if number == 4:
             strategy.run(trainer.set_learning_rate, args=(tf.constant(0.03),))
-        train_step(*place(strategy, module.batch(number)))
+        train_step(*module.place(strategy, module.batch(number)))
     return all_copies(strategy, trainer)
 
 
@@ -148,7 +122,7 @@ def test_loaded_on_replicas(mirrored, name, tmp_path):
     with mirrored.scope():
         loaded = tf.saved_model.load(export)
     found = trained_on_replicas(mirrored, loaded)
-    live = made_in(mirrored, name, aggregation="none")
+    live = module.made_in(mirrored, name, aggregation="none")
     assert found == trained_on_replicas(mirrored, live)
     assert len(found["/model/hidden"]) == 2
     alone = module.Trainer(name)
@@ -158,8 +132,8 @@ def test_loaded_on_replicas(mirrored, name, tmp_path):
 
 def test_made_on_replicas_and_loaded_there(mirrored, tmp_path):
     """Between two windows, the only place that is right for such a one."""
-    trainer = made_in(mirrored, "rich")
-    train_live(mirrored, trainer, 0, 2)
+    trainer = module.made_in(mirrored, "rich")
+    module.train_live(mirrored, trainer, 0, 2)
     export = trainer.export(tmp_path / "export")
     alone = module.Trainer("rich")
     path = module.checkpoint_of(trainer).write(str(tmp_path / "checkpoint"))
@@ -185,7 +159,7 @@ def test_replicas_in_an_export_are_refused(
 ):
     """Each of them would update the one exported variable."""
     strategy = strategies.named(strategy)
-    trainer = made_in(
+    trainer = module.made_in(
         strategy, "plain", aggregation=aggregation, jit_compile=jit_compile
     )
     before = all_copies(strategy, trainer)
