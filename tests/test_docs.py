@@ -1,6 +1,7 @@
 """The programs of each page in docs/ run as they stand.
 
-Those of the guide one by one, those of another page in their order.
+Those of the guide one by one, those of another page in their order. What is no
+Python, `docs_blocks.py` has.
 """
 
 import collections
@@ -13,7 +14,9 @@ import sys
 
 import pytest
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
+from docs_blocks import DOCS, ELSEWHERE, blocks, elsewhere, pages, text_of
+
+TESTS = pathlib.Path(__file__).parent
 GUIDE = "guide"
 PAGES = [path.stem for path in DOCS.glob("*.md") if path.stem != GUIDE]
 LINK = re.compile(r"\]\(([^)#:]+)\)")
@@ -54,15 +57,6 @@ print(json.dumps(codes))
 """
 
 
-def fenced(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def text_of(name, folder):
-    """A page that writes to the folder in place of /tmp."""
-    return (DOCS / f"{name}.md").read_text().replace("/tmp/", f"{folder}/")
-
-
 def python(code, paths, folder):
     return subprocess.run(
         [sys.executable, "-c", code, *paths],
@@ -81,17 +75,17 @@ def test_programs_run(name, tmp_path):
     In a process of its own: the pages make strategies, which collide with
     those of other tests.
     """
-    text = text_of(name, tmp_path)
-    paths = []
-    for number, code in enumerate(fenced(text, "python")):
-        paths.append(tmp_path / f"{name}_{number}.py")
-        paths[-1].write_text(code)
+    paths, shown = [], []
+    for number, (language, text) in enumerate(blocks(name, tmp_path)):
+        if language == "python":
+            paths.append(tmp_path / f"{name}_{number}.py")
+            paths[-1].write_text(text)
+        elif language == "none" and not elsewhere(name, text):
+            shown.append(text)
     done = python(RUN, paths, tmp_path)
     assert done.returncode == 0, done.stderr
-    for shown in re.findall(
-        r"```python\n[^`]*```\n+```none\n(.*?)```", text, re.DOTALL
-    ):
-        assert shown in done.stdout
+    for text in shown:
+        assert text in done.stdout
 
 
 def programs(text):
@@ -134,6 +128,26 @@ def test_program_of_the_guide_prints_what_is_shown(name, guide_runs):
     assert code == 0, errors
     assert output == shown
     assert shown
+
+
+def test_every_block_is_run():
+    """Or is known to be run by another test, or for which reason by none."""
+    found = []
+    for name in pages():
+        for language, text in blocks(name):
+            others = elsewhere(name, text)
+            where = f"{name}.md: {text.splitlines()[0]}"
+            if language not in ("python", "none"):
+                assert len(others) == 1, where
+            assert language != "python" or not others, where
+            found += others
+        fences = re.findall("^ *```", text_of(name, "/tmp"), re.MULTILINE)
+        assert len(fences) == 2 * len(blocks(name)), name
+    assert sorted(found) == sorted(ELSEWHERE)
+    for place in ELSEWHERE.values():
+        file, _, test = place.partition("::")
+        if test:
+            assert f"def {test}(" in (TESTS / file).read_text(), place
 
 
 def test_links_lead_somewhere():
