@@ -11,7 +11,7 @@ def pytest_test(name, data = [], deps = [], tags = []):
       deps: libraries and binaries other than the optimizer.
       tags: "manual" for what needs a package that Bazel's tests do without,
         "slow" where every test of the file is, "by_pytest" where the others
-        take more than 20 s together: CI runs these by pytest only.
+        take more than seven seconds together: CI runs these by pytest only.
     """
     py_test(
         name = name,

@@ -178,7 +178,7 @@ def test_more_updates_than_int32_holds(accumulation, dtype, jit_compile):
     (slots,) = optimizer.slots.values()
     slots["momentum"].assign(g)
     slots["velocity"].assign(g * g)
-    for count in (2**31 - 2, 2**31 - 1, 2**31, 2**33, 2**40):
+    for count in (2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2):
         optimizer.iterations.assign(count)
         for _ in range(accumulation or 1):
             optimizer.apply([tf.constant(g, dtype)], [w])

@@ -12,8 +12,6 @@ import tensorflow as tf
 import tf_adamw
 from tf_adamw.checkpoint import restore
 
-pytestmark = pytest.mark.core
-
 
 def numbered(model):
     """Gives each weight values of its own, which do not depend on names."""

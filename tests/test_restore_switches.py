@@ -15,8 +15,6 @@ from numpy_adamw import NumpyAdamW
 from restore_runs import Run
 from tf_adamw.checkpoint import restore
 
-pytestmark = pytest.mark.core
-
 SCALE = tf_adamw.DynamicLossScale(initial=64.0, growth_interval=3)
 ALL = {
     "learning_rate": helpers.LinearDecay(),

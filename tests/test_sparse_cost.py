@@ -15,8 +15,6 @@ import tf_adamw
 from helpers import JIT_MODES
 from rowwise import RowPair
 
-pytestmark = pytest.mark.core
-
 ROWS, WIDTH, TOUCHED = 7777, 4, 8
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 OPTIONS = {

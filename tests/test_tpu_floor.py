@@ -7,6 +7,7 @@ import pytest
 
 import helpers
 from tpu_bars import (
+    ALONE,
     BARS,
     OPTIONS,
     SHAPES,
@@ -19,7 +20,11 @@ from tpu_bars import (
 pytestmark = pytest.mark.tpu
 
 TOPOLOGIES = ("v5e:2x2", "v6e:2x4")
-CASES = [Case(option, where) for where in TOPOLOGIES for option in OPTIONS]
+CASES = [
+    *(Case(option, "v5e:2x2") for option in OPTIONS),
+    *(Case(option, "v6e:2x4") for option in ALONE),
+    Case("accumulation+none", "v6e:2x4"),
+]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 

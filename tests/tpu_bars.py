@@ -222,12 +222,14 @@ def check_memory(found):
     """
     reductions = [i for _, i in found.module.running() if i.collective]
     results = [sum(reduction.written()) for reduction in reductions]
-    if found.accumulates:
-        # In a conditional what is on the chip at first may have to leave it.
+    many = len(found.vectors) > 100
+    if found.accumulates or many:
+        # What is on the chip at first may have to leave it, for a conditional
+        # or for other results.
         results = [sum(array.size for array in i.arrays) for i in reductions]
     needed = sum(results) if found.looks_first else max(results, default=0)
     temporaries = found.figures["memory"]["temporaries"]
-    assert temporaries - needed < _SMALL
+    assert temporaries - needed < (found.largest / 2 if many else _SMALL)
 
 
 def check_in_place(found):

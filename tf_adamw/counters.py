@@ -40,12 +40,14 @@ class Counters(tf.Module):
         return [counter for counter in counters if counter is not None]
 
     def updates(self) -> tf.Tensor:
-        """The number of updates applied as int32, at most 2**31 - 2.
+        """The number of updates applied as int32; from 2**31 - 2 on, that.
 
-        A step computes with it: what is done with int64 is emulated on TPU.
+        A step computes with it: what is done with int64 is emulated on TPU, and
+        may change how the compiler schedules all the rest. Beyond 2**32 the
+        number begins again.
         """
-        last = tf.constant(tf.int32.max - 1, tf.int64)  # the next one fits, too
-        return tf.cast(tf.minimum(self.iterations, last), tf.int32)
+        count = tf.cast(self.iterations, tf.int32)  # its lower half
+        return tf.where(count + 1 < 1, tf.int32.max - 1, count)
 
     def position(self) -> tf.Tensor | None:
         """The position in the window, int32; None without accumulation."""
