@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -127,16 +127,17 @@ def _by_layers(
     given, rest = {}, {}
     for child, name in names.items():
         own = children[child]
+        if not named_by_hand(own):
+            rest[child] = name
+            continue
         same = [
             other
             for other, name_there in names_there.items()
-            if named_by_hand(own)
-            and own.name in name_there.split("/")
-            and alike(name, name_there)
+            if own.name in name_there.split("/") and alike(name, name_there)
         ]
         if len(same) == 1:
             given[child] = same[0]
-        elif same or not named_by_hand(own):
+        elif same:
             rest[child] = name
     there_still = {
         n: name for n, name in names_there.items() if n not in given.values()
@@ -150,32 +151,36 @@ def _by_layers(
 
 def _name(child: Any) -> str:
     """Names a Keras layer by its first variable; for others, nothing."""
-    queue = collections.deque([child])
-    seen = set()
-    while queue:
-        value = queue.popleft()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if has_path(value) and is_variable(value):
-            name = unwrapped(value).name.split(":")[0]
-            return name if value is child else name.rpartition("/")[0]
-        queue.extend(tf.train.TrackableView.children(value).values())
-    return ""
+
+    def own_name(value: Any) -> str:
+        keras = has_path(value) and is_variable(value)
+        return unwrapped(value).name.split(":")[0] if keras else ""
+
+    return _first_name(child, own_name, tf.train.TrackableView.children, id)
 
 
 def _name_there(child: int, file: CheckpointFile) -> str:
     """The same for an object of the checkpoint."""
-    queue = collections.deque([child])
+    return _first_name(child, file.own_name, file.children, int)
+
+
+def _first_name(
+    start: Any,
+    own_name: Callable[[Any], str],
+    children: Callable[[Any], Mapping[str, Any]],
+    identity: Callable[[Any], int],
+) -> str:
+    """What the first variable's name begins with, breadth first; or its own."""
+    queue = collections.deque([start])
     seen = set()
     while queue:
-        node = queue.popleft()
-        if node in seen:
+        value = queue.popleft()
+        if identity(value) in seen:
             continue
-        seen.add(node)
-        if name := file.own_name(node):
-            return name if node == child else name.rpartition("/")[0]
-        queue.extend(file.children(node).values())
+        seen.add(identity(value))
+        if name := own_name(value):
+            return name if value is start else name.rpartition("/")[0]
+        queue.extend(children(value).values())
     return ""
 
 
